@@ -1,0 +1,58 @@
+"""Shrink pretrained MONAI classifiers for small medical data sets without fine-tuning their weights.
+
+After "Basis Scaling and Double Pruning for Efficient Transfer Learning" (Wong, Kashyap, Moradi, arXiv 2108.02893).
+"""
+
+from __future__ import annotations
+
+from ._version import __version__
+from .budgets import Budget
+from .complexity import Complexity, measure_complexity
+from .decomposition import LayerStatus, decompose, layer_status, recompose
+from .errors import (
+    BasisPruneError,
+    BudgetError,
+    CohortError,
+    ConfigurationError,
+    LayerSelectionError,
+    PlanMismatchError,
+)
+from .importance import ScalingImportance, SingularValueImportance, TaylorImportance
+from .layers import BasisScalingConv, DecomposedConv
+from .persistence import build_pruned, load_pruned, save_pruned
+from .plan import PruningPlan
+from .pruning import PruneResult, prune_, select_bases
+from .training import freeze_norm_statistics_, freeze_weights_, recalibrate_norm_statistics_, trainable_parameters
+
+__all__ = [
+    "BasisPruneError",
+    "BasisScalingConv",
+    "Budget",
+    "BudgetError",
+    "CohortError",
+    "Complexity",
+    "ConfigurationError",
+    "DecomposedConv",
+    "LayerSelectionError",
+    "LayerStatus",
+    "PlanMismatchError",
+    "PruneResult",
+    "PruningPlan",
+    "ScalingImportance",
+    "SingularValueImportance",
+    "TaylorImportance",
+    "__version__",
+    "build_pruned",
+    "decompose",
+    "freeze_norm_statistics_",
+    "freeze_weights_",
+    "layer_status",
+    "load_pruned",
+    "measure_complexity",
+    "prune_",
+    "recalibrate_norm_statistics_",
+    "recompose",
+    "save_pruned",
+    "select_bases",
+    "trainable_parameters",
+]

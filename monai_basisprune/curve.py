@@ -1,0 +1,113 @@
+"""AUC against pruning ratio, and the choice of one network on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .errors import ConfigurationError
+
+__all__ = ["SELECTION_RULES", "CurvePoint", "PruningCurve"]
+
+SELECTION_RULES = ("point", "interval")
+"""How the smallest network is chosen: by the AUC itself, or by the interval of its difference."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation of one network.
+
+    Attributes:
+        epoch: epochs of training before it.
+        bases: number of bases that the network has.
+        parameters: number of its parameters after recomposition.
+        macs: its multiply-accumulate operations after recomposition.
+        parameter_reduction: the share of the original network's parameters that is gone.
+        mac_reduction: the share of its operations that is gone.
+        auc: the AUC with its interval, as JSON types.
+        difference: its difference to the unpruned network on the same cases; None for the unpruned one.
+    """
+
+    epoch: int
+    bases: int
+    parameters: int
+    macs: int
+    parameter_reduction: float
+    mac_reduction: float
+    auc: dict[str, Any]
+    difference: dict[str, Any] | None = None
+
+
+@dataclass
+class PruningCurve:
+    """All evaluations of a run, in the order in which they were made.
+
+    Args:
+        points: the evaluations.
+    """
+
+    points: list[CurvePoint] = field(default_factory=list)
+
+    def rounds(self) -> list[CurvePoint]:
+        """Return the last evaluation of each pruning ratio: what the network reached before the next cut.
+
+        The last one, not the best one: to pick the best of several epochs on the same cases would flatter it.
+        """
+        last: dict[int, CurvePoint] = {}
+        for point in self.points:
+            last[point.bases] = point
+        return list(last.values())
+
+    def smallest(self, margin: float, rule: str = "point") -> tuple[CurvePoint, str]:
+        """Choose the smallest network that is not worse than the unpruned one by more than a margin of AUC.
+
+        Args:
+            margin: the margin, such as 0.01.
+            rule: ``"point"`` compares the AUC itself; ``"interval"`` asks that the paired interval of the difference
+                lies above ``-margin``, which small validation sets rarely show.
+
+        Returns:
+            the evaluation, and the reason in words. It is the unpruned network where no other qualifies.
+
+        Raises:
+            ConfigurationError: if the rule is unknown or the curve is empty.
+        """
+        if rule not in SELECTION_RULES:
+            raise ConfigurationError(f"selection must be one of {SELECTION_RULES}, got {rule!r}.")
+        if not self.points:
+            raise ConfigurationError(
+                "The pruning curve is empty: no evaluation was recorded, so nothing can be chosen."
+            )
+        bound = "difference" if rule == "point" else "low"
+        fitting = [
+            point
+            for point in self.rounds()[1:]
+            if point.difference is not None
+            and point.difference[bound] is not None
+            and point.difference[bound] >= -margin
+        ]
+        if not fitting:
+            return self.rounds()[0], (
+                f"No pruned network has a validation {'AUC' if rule == 'point' else 'interval'} within {margin:g} of "
+                f"the unpruned network, so the unpruned one was kept."
+            )
+        chosen = min(fitting, key=lambda point: point.parameters)
+        if rule == "interval":
+            return chosen, (
+                f"The smallest network whose interval on validation cases shows that it is not worse by more than "
+                f"{margin:g} AUC."
+            )
+        return chosen, (
+            f"The smallest network whose AUC on validation cases is not lower by more than {margin:g} than that of "
+            f"the unpruned network."
+        )
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return all evaluations as JSON types."""
+        return [asdict(point) for point in self.points]
+
+    @classmethod
+    def from_list(cls, content: Sequence[dict[str, Any]]) -> PruningCurve:
+        """Read what :meth:`to_list` returned."""
+        return cls([CurvePoint(**point) for point in content])

@@ -1,0 +1,200 @@
+"""Writes a split cohort as a MONAI datalist (JSON), and reads a section of it back, checked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
+
+from monai_basisprune.data.cohort import read_cohort
+from monai_basisprune.data.pseudonyms import load_or_create_salt
+from monai_basisprune.data.splits import SECTIONS, check_fractions, split_cohort
+from monai_basisprune.errors import CohortError
+from monai_basisprune.files import write_atomically
+
+__all__ = ["load_split", "prepare_datalist"]
+
+FORMAT_VERSION = 1
+_TEXT_KEYS = ("image", "case_id", "patient_id")
+
+
+def _split_hash(sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Hash which case with which label is in which section; paths and order do not count."""
+    content = {name: sorted([item["case_id"], item["label"]] for item in sections[name]) for name in SECTIONS}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def prepare_datalist(
+    dataset_dir: str | Path,
+    output_file: str | Path,
+    labels_file: str | Path | None = None,
+    class_names: Sequence[str] = ("negative", "positive"),
+    image_column: str | None = None,
+    label_column: str | None = None,
+    patient_column: str | None = None,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    salt: str | bytes | None = None,
+    on_problem: Literal["raise", "skip"] = "raise",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Read a cohort, split it and write a MONAI datalist; equal inputs write an equal file.
+
+    Beside the datalist stands the file ``salt`` (mode 600), the secret behind the hashes: keep it to get the same ids
+    again, delete it to make them untraceable. Image paths in the datalist are relative to `dataset_dir`.
+
+    Args:
+        dataset_dir: folder of DICOM files; see :func:`read_cohort` for all that is not explained here.
+        output_file: the datalist (JSON); its folder is made where needed.
+        labels_file: table of labels.
+        class_names: names of the classes.
+        image_column: column of images.
+        label_column: column of labels.
+        patient_column: column of patients.
+        fractions: shares for training, validation, test; unused when the table has a split column.
+        seed: seed of the split; unused when the table has a split column.
+        salt: secret for the hashes instead of the file ``salt``.
+        on_problem: "raise" or "skip"; what is skipped is shown as a warning and counted in the datalist.
+        progress: whether to show a progress bar.
+
+    Returns:
+        What was written: the three sections (items with ``image``, ``label``, ``case_id``, ``patient_id`` and, where
+        known, ``sex``, ``age``, ``manufacturer``, ``view_position``, ``pixel_spacing``), ``class_names``,
+        ``fractions`` and ``seed`` (null when the table splits), ``split_source``, ``split_sha256``,
+        ``skipped_problems``, ``format_version``.
+
+    Raises:
+        CohortError: when the cohort cannot be used or split.
+        ConfigurationError: when an argument cannot be used.
+    """
+    shares = check_fractions(fractions)
+    path = Path(output_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    secret = load_or_create_salt(path.parent) if salt is None else salt
+    cohort = read_cohort(
+        dataset_dir,
+        labels_file=labels_file,
+        class_names=class_names,
+        image_column=image_column,
+        label_column=label_column,
+        patient_column=patient_column,
+        salt=secret,
+        on_problem=on_problem,
+        progress=progress,
+    )
+    if cohort.skipped:
+        lines = "\n".join(f"  - {line}" for line in cohort.skipped)
+        warnings.warn(f"left out of the datalist, {len(cohort.skipped)} problems:\n{lines}", UserWarning, stacklevel=2)
+    sections = split_cohort(cohort, shares, seed)
+    datalist: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "class_names": list(cohort.class_names),
+        "split_source": "labels table" if cohort.has_sections else "random",
+        "fractions": None if cohort.has_sections else list(shares),
+        "seed": None if cohort.has_sections else seed,
+        "skipped_problems": len(cohort.skipped),
+    }
+    items = {name: [case.to_item() for case in sections[name]] for name in SECTIONS}
+    datalist["split_sha256"] = _split_hash(items)
+    datalist.update(items)
+    write_atomically(path, json.dumps(datalist, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return datalist
+
+
+def _read_datalist(datalist: str | Path | Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Read the sections of a datalist and check their form; the class names come under "class_names"."""
+    if isinstance(datalist, Mapping):
+        content: Any = datalist
+    else:
+        try:
+            content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CohortError(
+                f"The datalist cannot be opened ({type(error).__name__}); write it with prepare_datalist."
+            ) from None
+        except ValueError:
+            raise CohortError("The datalist is not valid JSON; write it again with prepare_datalist.") from None
+    if not isinstance(content, Mapping):
+        raise CohortError("The datalist holds no sections; write it again with prepare_datalist.")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CohortError(
+            f"The datalist has format_version {content.get('format_version')!r}, known is {FORMAT_VERSION}; "
+            "write it again with prepare_datalist."
+        )
+    sections: dict[str, list[dict[str, Any]]] = {}
+    classes = len(content["class_names"]) if isinstance(content.get("class_names"), list) else 0
+    problems = [] if classes > 1 else ["class_names: must be a list of at least two names"]
+    for name in SECTIONS:
+        items = content.get(name)
+        if not isinstance(items, list) or not items:
+            problems.append(f"section {name}: is {'missing' if items is None else 'empty or not a list'}")
+            continue
+        for number, item in enumerate(items):
+            if not isinstance(item, dict) or not all(isinstance(item.get(k), str) and item[k] for k in _TEXT_KEYS):
+                problems.append(f"section {name}, item {number}: must have the texts {', '.join(_TEXT_KEYS)}")
+            elif type(item.get("label")) is not int or not 0 <= item["label"] < max(classes, 1):
+                problems.append(f"section {name}, item {number}: must have a label that is an index of class_names")
+        sections[name] = items
+    if problems:
+        raise CohortError("The datalist cannot be used; write it again with prepare_datalist.", problems)
+    if content.get("split_sha256") != _split_hash(sections):
+        raise CohortError(
+            "The datalist does not match its split_sha256: cases, labels or sections were changed after it was "
+            "written, so results could not be traced to it. Write it again with prepare_datalist."
+        )
+    return sections
+
+
+def _leaves(image: str) -> bool:
+    """Tell whether a written path would leave the folder, on this system or another."""
+    windows = PureWindowsPath(image)
+    return PurePosixPath(image).is_absolute() or bool(windows.drive) or bool(windows.root) or ".." in windows.parts
+
+
+def load_split(datalist: str | Path | Mapping[str, Any], section: str, dataset_dir: str | Path) -> list[dict[str, Any]]:
+    """Load one section of a datalist for a MONAI `Dataset`, after checking all of it.
+
+    Args:
+        datalist: path of a file that :func:`prepare_datalist` wrote, or what it returned.
+        section: "training", "validation" or "test".
+        dataset_dir: folder that the image paths are relative to.
+
+    Returns:
+        Dictionaries with ``image`` (absolute path), ``label``, ``case_id``, ``patient_id``. The attributes for an
+        audit stay in the datalist: they are not there for every case, and a batch needs equal keys.
+
+    Raises:
+        CohortError: for an unknown or empty section, a wrong form, a changed split, a patient in two sections, a path
+            that leaves `dataset_dir`, or a missing file; cases are named by their case_id.
+    """
+    if section not in SECTIONS:
+        raise CohortError(f"The section {section!r} was asked for; a datalist has {', '.join(SECTIONS)}.")
+    sections = _read_datalist(datalist)
+    places: dict[str, set[str]] = defaultdict(set)
+    seen: dict[str, str] = {}
+    problems = []
+    for name in SECTIONS:
+        for item in sections[name]:
+            places[item["patient_id"]].add(name)
+            if item["case_id"] in seen:
+                problems.append(f"case {item['case_id']}: is in {seen[item['case_id']]} and again in {name}")
+            seen[item["case_id"]] = name
+    for patient, where in places.items():
+        if len(where) > 1:
+            problems.append(f"patient {patient} (hashed): is in {', '.join(n for n in SECTIONS if n in where)}")
+    root = Path(dataset_dir).absolute()
+    loaded = []
+    for item in sections[section]:
+        path = root / item["image"]
+        if _leaves(item["image"]):
+            problems.append(f"case {item['case_id']}: has an image path that leaves dataset_dir")
+        elif not path.is_file():
+            problems.append(f"case {item['case_id']}: has no file in dataset_dir; is it the right folder?")
+        loaded.append({**{key: item[key] for key in ("label", "case_id", "patient_id")}, "image": str(path)})
+    if problems:
+        raise CohortError(f"The section {section!r} of the datalist cannot be used.", problems)
+    return loaded

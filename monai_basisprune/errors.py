@@ -1,0 +1,54 @@
+"""Exceptions of monai_basisprune, a small tree under one base error.
+
+Each message says what was asked, what was found and what to do. Those that describe a wrong argument are also
+``ValueError``, so that callers who know nothing of this package can catch them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BasisPruneError",
+    "BudgetError",
+    "CohortError",
+    "ConfigurationError",
+    "LayerSelectionError",
+    "PlanMismatchError",
+]
+
+
+class BasisPruneError(Exception):
+    """Base of every error that monai_basisprune raises on purpose."""
+
+
+class LayerSelectionError(BasisPruneError, ValueError):
+    """The layers that were asked for do not exist, or cannot be decomposed."""
+
+
+class BudgetError(BasisPruneError, ValueError):
+    """A pruning budget cannot be met; the message holds the largest that can."""
+
+
+class PlanMismatchError(BasisPruneError, ValueError):
+    """A plan or a checkpoint does not belong to the network that it is applied to."""
+
+
+class ConfigurationError(BasisPruneError, ValueError):
+    """A configuration of a run holds a key or a value that cannot be used."""
+
+
+class CohortError(BasisPruneError, ValueError):
+    """A cohort cannot be used; carries every problem that was found, not only the first.
+
+    Args:
+        summary: one sentence: what was asked and what to do.
+        problems: one line for each problem, naming cases by SOPInstanceUID or by a case id, never by patient.
+
+    Attributes:
+        problems: the lines, as a tuple.
+    """
+
+    def __init__(self, summary: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([summary, *(f"  - {problem}" for problem in self.problems)]))

@@ -1,0 +1,22 @@
+"""Handlers for ignite engines: adapters between a training loop and the library."""
+
+from __future__ import annotations
+
+from .curve import PruningCurveHandler
+from .norms import NormStatisticsHandler
+from .predictions import Predictions, PredictionsHandler
+from .progress import ProgressHandler
+from .pruning import PruningHandler
+from .saver import PrunedNetworkSaver
+from .taylor import TaylorImportanceHandler
+
+__all__ = [
+    "NormStatisticsHandler",
+    "Predictions",
+    "PredictionsHandler",
+    "ProgressHandler",
+    "PrunedNetworkSaver",
+    "PruningCurveHandler",
+    "PruningHandler",
+    "TaylorImportanceHandler",
+]

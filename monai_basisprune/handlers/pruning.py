@@ -1,0 +1,127 @@
+"""Prunes a network while it is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..budgets import Budget
+from ..decomposition import decomposed_layers
+from ..errors import PlanMismatchError
+from ..importance import ScalingImportance, SingularValueImportance, TaylorImportance
+from ..pruning import PruneResult, check_budget, keep_bases_, prune_
+
+__all__ = ["PruningHandler"]
+
+
+class PruningHandler:
+    """Prunes a decomposed network in rounds, to one budget after another, while an engine trains it.
+
+    After ``transfer_epochs`` epochs the network is pruned to the first budget, and then every ``epochs_per_round``
+    epochs to the next one. A threshold on a schedule is a sequence of ``Budget(threshold=…)``. Attach it after the
+    validation handler, so that a round is evaluated before the next cut. The network is changed in place, so the
+    trainer, the evaluator and the checkpoint handlers that share it go on with the pruned one.
+
+    Args:
+        network: the decomposed network that the engine trains.
+        importance: ranks the bases.
+        budgets: what to prune to, one after another; a dictionary stands for the arguments of a ``Budget``.
+        optimizer: the optimizer that trains the network; its state is sliced along.
+        transfer_epochs: epochs before the first cut, at least 1.
+        epochs_per_round: epochs between two cuts, at least 1.
+
+    Attributes:
+        results: the :class:`~monai_basisprune.PruneResult` of each round of this process.
+        rounds: number of rounds that are done.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        importance: TaylorImportance | ScalingImportance | SingularValueImportance,
+        budgets: Sequence[Budget | Mapping[str, Any]],
+        optimizer: torch.optim.Optimizer,
+        transfer_epochs: int = 6,
+        epochs_per_round: int = 2,
+    ) -> None:
+        if transfer_epochs < 1 or epochs_per_round < 1:
+            raise ValueError(
+                f"transfer_epochs and epochs_per_round must be at least 1, got {transfer_epochs} and "
+                f"{epochs_per_round}."
+            )
+        self.network = network
+        self.importance = importance
+        self.budgets = [budget if isinstance(budget, Budget) else Budget(**budget) for budget in budgets]
+        self.optimizer = optimizer
+        self.transfer_epochs = transfer_epochs
+        self.epochs_per_round = epochs_per_round
+        self.rounds = 0
+        self.results: list[PruneResult] = []
+        self.logger = logging.getLogger(__name__)
+
+    @property
+    def max_epochs(self) -> int:
+        """The number of epochs that all rounds take, to set as ``max_epochs`` of the trainer."""
+        return self.transfer_epochs + len(self.budgets) * self.epochs_per_round
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer; when that starts, every budget is checked before any training."""
+        engine.add_event_handler(Events.STARTED, self._check)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Prune to the next budget, if this is the epoch to do so."""
+        due = self.transfer_epochs + self.rounds * self.epochs_per_round
+        if self.rounds >= len(self.budgets) or engine.state.epoch < due:
+            return
+        result = prune_(self.network, self.importance.scores(), self.budgets[self.rounds], self.optimizer)
+        if isinstance(self.importance, TaylorImportance):
+            self.importance.reset()
+        self.rounds += 1
+        self.results.append(result)
+        self.logger.info(
+            "Round %d of %d: %d bases left, %.1f %% of the parameters removed.",
+            self.rounds,
+            len(self.budgets),
+            result.bases,
+            100 * result.parameter_reduction,
+        )
+
+    def _check(self) -> None:
+        for budget in self.budgets:
+            check_budget(self.network, budget)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rounds that are done and the bases that are left, for a checkpoint."""
+        kept = {name: list(layer.kept_bases) for name, layer in decomposed_layers(self.network)}
+        return {"rounds": self.rounds, "kept_bases": kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Prune the network and the optimizer to the bases of a checkpoint, so that their states can be loaded next.
+
+        In a checkpoint loader, name this handler before the network, the optimizer and the importance.
+
+        Raises:
+            PlanMismatchError: if the network lacks a layer or a basis of the checkpoint.
+        """
+        positions, problems = {}, []
+        layers = dict(decomposed_layers(self.network))
+        for name, bases in state["kept_bases"].items():
+            if name not in layers or not set(bases) <= set(layers[name].kept_bases):
+                problems.append(name)
+            else:
+                positions[name] = [layers[name].kept_bases.index(basis) for basis in bases]
+        if problems or positions.keys() != layers.keys():
+            raise PlanMismatchError(
+                f"The checkpoint keeps bases that this network does not have, in {problems or 'other layers'}: start "
+                f"from the decomposed network that the run started from."
+            )
+        keep_bases_(self.network, positions, self.optimizer)
+        if isinstance(self.importance, TaylorImportance):
+            self.importance.reset()
+        self.rounds = int(state["rounds"])

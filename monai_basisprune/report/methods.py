@@ -1,0 +1,141 @@
+"""The paragraph for the methods section of a paper, and what a study cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from monai_basisprune.report.wording import (
+    auc_words,
+    confidence_words,
+    count,
+    decimal,
+    difference_words,
+    number,
+    plural,
+    reduction_words,
+    sentence,
+)
+
+__all__ = ["limits_sentences", "methods_paragraph"]
+
+# K. C. L. Wong, S. Kashyap, M. Moradi, "Basis Scaling and Double Pruning for Efficient Inference in Network-Based
+# Transfer Learning", Pattern Recognition Letters; arXiv:2108.02893.
+_SOURCE = "Wong, Kashyap and Moradi, arXiv:2108.02893"
+
+
+def methods_paragraph(study: Mapping[str, Any]) -> str:
+    """Return what was done, with all figures, in sentences that can go into a paper.
+
+    Nothing is said that the record does not hold.
+
+    Args:
+        study: a valid study record.
+    """
+    return " ".join([*_pruning(study), *_data(study), *_statistics(study), *_software(study)])
+
+
+def limits_sentences(study: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must not conclude from a study.
+
+    Args:
+        study: a valid study record.
+    """
+    sentences = []
+    if study["data"]["synthetic"]:
+        sentences.append("The data are synthetic: the numbers show that the software runs, and nothing about patients.")
+    sentences += [
+        "Neither this report nor the network is a medical device; do not use them for diagnosis or treatment.",
+        "The AUC measures agreement with the labels of this data set, which can be wrong or differ from the clinical "
+        "truth.",
+        "One data set, one split and one seed were used: other hospitals, scanners and patients can give other values.",
+        "The AUC says nothing about sensitivity at one operating point, calibration or subgroups of patients.",
+    ]
+    if any(split["patients"] is None for split in study["data"]["splits"].values()):
+        sentences.append(
+            "It is not known which cases belong to the same patient: the intervals may be too narrow, and a patient "
+            "may occur in more than one split."
+        )
+    unseen = (study["test"] or {}).get("difference") or {}
+    if unseen.get("unseen_loss"):
+        sentences.append(
+            f"A rare failure of the pruned network that costs up to {decimal(unseen['unseen_loss'])} of the AUC can be "
+            "absent from this test set by chance; no interval from it can exclude that."
+        )
+    return sentences
+
+
+def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
+    network, pruning, chosen = study["network"], study["pruning"], study["chosen"]
+    shape = " × ".join(str(size) for size in network["input_shape"])
+    yield (
+        f"A {network['name']} ({count(network['parameters'])} parameters; {count(network['macs'])} multiply-accumulate "
+        f"operations for one input of {shape}) was pruned by basis scaling ({_SOURCE}): each convolution was "
+        "factorized by singular value decomposition into a basis and its scaling factors."
+    )
+    epochs = pruning.get("transfer_epochs")
+    before = "" if epochs is None else f"after {plural(epochs, 'epoch', 'epochs')} of transfer learning, "
+    rounds = plural(max(len(study["curve"]) - 1, 0), "round", "rounds")
+    between = pruning.get("epochs_per_round")
+    after = "" if between is None else f", with {plural(between, 'epoch', 'epochs')} of training in each round"
+    targets = ", ".join(f"{100 * target:g}" for target in pruning["targets"])
+    yield (
+        f"Then, {before}the bases of least importance (criterion: {pruning['importance']}) were removed in {rounds} "
+        f"(targets: {targets} % of the {pruning['budget']}){after}."
+    )
+    if pruning.get("norm_statistics"):
+        yield f"Statistics of normalization layers: {pruning['norm_statistics']}."
+    yield (
+        f"Round {chosen['round']} was chosen on the validation set (rule: {pruning['selection']}, AUC margin "
+        f"{pruning['auc_margin']:g}): {sentence(chosen['reason'])} In it, "
+        f"{reduction_words(chosen['parameter_reduction'], 'parameters')} ({count(chosen['parameters'])} left) and "
+        f"{reduction_words(chosen['mac_reduction'], 'multiply-accumulate operations')}."
+    )
+
+
+def _data(study: Mapping[str, Any]) -> Iterator[str]:
+    data = study["data"]
+    parts = []
+    for name, split in data["splits"].items():
+        classes = ", ".join(
+            f"{number(cases)} {label}"
+            for cases, label in zip(split["cases_by_class"], data["class_names"], strict=True)
+        )
+        patients = plural(split["patients"], "patient", "patients")
+        parts.append(f"{name}, {plural(split['cases'], 'case', 'cases')} ({classes}; {patients})")
+    kind = "synthetic data" if data["synthetic"] else "data"
+    yield f"The {kind} were split into: {'; '.join(parts)}. SHA-256 of the split: {data['split_sha256']}."
+
+
+def _statistics(study: Mapping[str, Any]) -> Iterator[str]:
+    test = study["test"]
+    if test is None:
+        yield "The chosen network was not evaluated on a test set."
+        return
+    record = test["pruned"]
+    yield (
+        f"Discrimination was measured by the area under the ROC curve (AUC), with its {confidence_words(record)} "
+        f"(method: {record['method']})."
+    )
+    yield (
+        f"On the test set ({plural(record['cases'], 'case', 'cases')}, "
+        f"{plural(record['patients'], 'patient', 'patients')}) the AUC was {auc_words(test['original'])} before and "
+        f"{auc_words(record)} after pruning."
+    )
+    difference = test["difference"]
+    if difference is None:
+        yield "The two were not compared by a test."
+        return
+    shown = "shown" if difference["non_inferior"] else "not shown"
+    p_value = difference.get("p_value")
+    chance = "" if p_value is None else " (one-sided p " + ("< 0.001)" if p_value < 0.001 else f"= {p_value:.3f})")
+    yield (
+        f"The difference was {difference_words(difference)} (paired, pruned minus unpruned; {difference['method']}); "
+        f"non-inferiority with a margin of {difference['margin']:g} was {shown}{chance}."
+    )
+
+
+def _software(study: Mapping[str, Any]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
+    seed = "no seed was set" if study["seed"] is None else f"seed {study['seed']}"
+    yield f"Software: {versions}; device {study['device']}; {seed}."

@@ -1,0 +1,133 @@
+"""What of a decomposed network is trained, and what happens to the statistics of its norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from .decomposition import decomposed_layers
+from .errors import LayerSelectionError
+
+__all__ = [
+    "NORM_LAYERS",
+    "freeze_norm_statistics_",
+    "freeze_weights_",
+    "recalibrate_norm_statistics_",
+    "trainable_parameters",
+]
+
+NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,  # batch and instance norms of any dimension
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+"""The layer types whose affine parameters are trained."""
+
+
+def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = None) -> list[nn.Parameter]:
+    """Return what an optimizer gets: scaling factors, the affine parameters of norms, and the head.
+
+    Individual weights are not fine-tuned (Wong et al., arXiv 2108.02893), so bases, ``U · S``, biases of convolutions
+    and weights of layers that are not decomposed are left out. Nothing is changed: a parameter that does not require
+    a gradient is returned all the same, and an optimizer will not move it.
+
+    Args:
+        network: a decomposed network.
+        head: dotted name or names of the modules that classify; by default the last ``nn.Linear``.
+
+    Returns:
+        the parameters, each once, in the order in which the network holds them.
+
+    Raises:
+        LayerSelectionError: if the network holds no decomposed layer, or a name in ``head`` is not in it.
+    """
+    modules = dict(network.named_modules())
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    heads = linear[-1:] if head is None else [head] if isinstance(head, str) else list(head)
+    unknown = [name for name in heads if name not in modules]
+    if unknown:
+        raise LayerSelectionError(f"head: {unknown} not found; the linear layers of the network are {linear}.")
+    chosen = {id(layer.scaling.scaling_factors) for _, layer in decomposed_layers(network)}
+    for name in heads:
+        chosen.update(id(p) for p in modules[name].parameters())
+    for module in modules.values():
+        if isinstance(module, NORM_LAYERS):
+            chosen.update(id(p) for p in module.parameters(recurse=False))
+    return [p for p in network.parameters() if id(p) in chosen]
+
+
+def freeze_weights_(network: nn.Module, head: Sequence[str] | str | None = None) -> list[nn.Parameter]:
+    """Let exactly the :func:`trainable_parameters` require a gradient, so that backward passes compute no others.
+
+    Args:
+        network: a decomposed network.
+        head: as for :func:`trainable_parameters`.
+
+    Returns:
+        the trainable parameters.
+    """
+    trainable = trainable_parameters(network, head)
+    network.requires_grad_(False)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    return trainable
+
+
+def freeze_norm_statistics_(network: nn.Module) -> list[RemovableHandle]:
+    """Keep every batch norm with running statistics in evaluation mode, whatever ``network.train()`` says.
+
+    Returns:
+        handles; call ``remove()`` on each to let the norms train again.
+    """
+
+    def evaluate(norm: nn.Module, args: object) -> None:
+        norm.eval()
+
+    return [norm.register_forward_pre_hook(evaluate) for norm in _running_norms(network)]
+
+
+def recalibrate_norm_statistics_(network: nn.Module, batches: Iterable[torch.Tensor]) -> int:
+    """Estimate the running statistics of every batch norm anew, as plain averages over batches of images.
+
+    Args:
+        network: the network; its mode and the momentum of its norms stay as they are.
+        batches: tensors of shape ``(batch, channels, ...)``.
+
+    Returns:
+        the number of batches that were used.
+
+    Raises:
+        ValueError: if there are no batches; the statistics are then unchanged.
+    """
+    norms = _running_norms(network)
+    modes = {module: module.training for module in network.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    device = next(network.parameters()).device
+    used = 0
+    try:
+        network.eval()
+        with torch.no_grad():
+            for batch in batches:
+                if used == 0:
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.momentum = None  # a cumulative average
+                        norm.train()
+                network(batch.to(device))
+                used += 1
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+    if used == 0:
+        raise ValueError("recalibrate_norm_statistics_ needs at least one batch of images, got none.")
+    return used
+
+
+def _running_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

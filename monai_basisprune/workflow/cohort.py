@@ -1,0 +1,131 @@
+"""The cohort of a run: the user's folder, or the synthetic one where there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data import load_split, prepare_datalist, write_synthetic_cohort
+from ..errors import ConfigurationError
+
+__all__ = ["PreparedCohort", "prepare_cohort", "working_folder"]
+
+
+@dataclass(frozen=True)
+class PreparedCohort:
+    """A cohort that has passed the preflight and is split by patient.
+
+    Attributes:
+        dataset_dir: folder of the images.
+        datalist_file: the MONAI datalist.
+        datalist: its content.
+        synthetic: whether the images are simulated.
+    """
+
+    dataset_dir: Path
+    datalist_file: Path
+    datalist: dict[str, Any]
+    synthetic: bool
+
+    def split(self, section: str) -> list[dict[str, Any]]:
+        """Return one section as a list of dictionaries, ready for a MONAI data set.
+
+        Args:
+            section: ``"training"``, ``"validation"`` or ``"test"``.
+        """
+        return load_split(self.datalist, section, self.dataset_dir)
+
+    def summary(self) -> dict[str, Any]:
+        """Count cases and patients of every section, overall and by class, as JSON types."""
+        names = self.datalist["class_names"]
+        splits = {}
+        for section in ("training", "validation", "test"):
+            items = self.datalist[section]
+            splits[section] = {
+                "cases": len(items),
+                "patients": len({item["patient_id"] for item in items}),
+                "cases_by_class": [sum(item["label"] == c for item in items) for c in range(len(names))],
+                "patients_by_class": [
+                    len({item["patient_id"] for item in items if item["label"] == c}) for c in range(len(names))
+                ],
+            }
+        return {
+            "class_names": list(names),
+            "split_sha256": self.datalist["split_sha256"],
+            "synthetic": self.synthetic,
+            "splits": splits,
+        }
+
+
+def prepare_cohort(
+    dataset_dir: str | Path | None,
+    output_dir: str | os.PathLike[str],
+    labels_file: str | Path | None = None,
+    class_names: Sequence[str] = ("negative", "positive"),
+    image_column: str | None = None,
+    label_column: str | None = None,
+    patient_column: str | None = None,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    on_problem: Literal["raise", "skip"] = "raise",
+    synthetic_patients: int = 240,
+    progress: bool = True,
+) -> PreparedCohort:
+    """Check a cohort and split it by patient; without a folder, make the synthetic one.
+
+    The datalist goes to the run's working folder, so an earlier result keeps the split that it was made with until
+    the run ends well.
+
+    Args:
+        dataset_dir: folder of DICOM files with the labels table; None for the synthetic cohort.
+        output_dir: folder of the results.
+        labels_file: table of labels; ``labels.csv`` in ``dataset_dir`` by default.
+        class_names: names of the two classes, the one to find last.
+        image_column: column with the file or SOPInstanceUID.
+        label_column: column with the class.
+        patient_column: column with the patient.
+        fractions: shares of training, validation and test.
+        seed: seed of the split, and of the synthetic cohort.
+        on_problem: ``"raise"`` or ``"skip"``; see :func:`monai_basisprune.data.prepare_datalist`.
+        synthetic_patients: number of patients of the synthetic cohort.
+        progress: whether to show a progress bar.
+
+    Raises:
+        CohortError: if the cohort cannot be used; every problem is listed.
+        ConfigurationError: if an argument cannot be used.
+    """
+    if len(class_names) != 2:
+        raise ConfigurationError(f"class_names must name two classes, the one to find last; got {list(class_names)!r}.")
+    work = working_folder(output_dir)
+    synthetic = dataset_dir is None
+    if dataset_dir is None:
+        dataset_dir = work / "synthetic_cohort"
+        shutil.rmtree(dataset_dir, ignore_errors=True)
+        write_synthetic_cohort(dataset_dir, patients=synthetic_patients, seed=seed)
+        labels_file = image_column = label_column = patient_column = None
+    datalist_file = work / "datalist.json"
+    datalist = prepare_datalist(
+        dataset_dir,
+        datalist_file,
+        labels_file=labels_file,
+        class_names=class_names,
+        image_column=image_column,
+        label_column=label_column,
+        patient_column=patient_column,
+        fractions=fractions,
+        seed=seed,
+        on_problem=on_problem,
+        progress=progress,
+    )
+    return PreparedCohort(Path(dataset_dir), datalist_file, datalist, synthetic)
+
+
+def working_folder(output_dir: str | os.PathLike[str]) -> Path:
+    """Return the folder for what a run writes before its end, and make it."""
+    work = Path(output_dir) / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    return work

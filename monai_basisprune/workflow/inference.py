@@ -1,0 +1,229 @@
+"""The use of a pruned network: what it predicts for a folder of images, and how well on the test cases."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import DataLoader, Dataset, load_net_with_metadata
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from ..data import load_split
+from ..data.preflight import inspect_files, list_files
+from ..errors import CohortError, ConfigurationError
+from ..evidence import auc_interval
+from ..files import write_atomically
+from ..handlers import Predictions, PredictionsHandler
+from ..report import load_study
+
+__all__ = [
+    "DEPLOYMENT_KEYS",
+    "evaluation_cases",
+    "list_radiographs",
+    "load_deployed",
+    "predict",
+    "read_deployment",
+    "write_evaluation",
+    "write_predictions",
+]
+
+DEPLOYMENT_KEYS = ("image_size", "image_channels", "intensity_mean", "intensity_std", "class_names")
+"""What a deployed network carries about its images and classes."""
+
+
+def load_deployed(output_dir: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
+    """Load the recomposed plain network that a pruning run left: TorchScript, which needs nothing of this package.
+
+    Args:
+        output_dir: folder of the results.
+        device: where to load it.
+
+    Raises:
+        ConfigurationError: if there is none, or it cannot be read.
+    """
+    return _load(output_dir, torch.device(device))[0].eval()
+
+
+def read_deployment(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read how the images of the deployed network are prepared, and the names of its classes.
+
+    The file of the network carries them, so that it is never used with images that were prepared otherwise.
+
+    Args:
+        output_dir: folder of the results.
+
+    Returns:
+        ``image_size``, ``image_channels``, ``intensity_mean``, ``intensity_std`` and ``class_names``.
+
+    Raises:
+        ConfigurationError: if there is no deployed network, or it does not carry them.
+    """
+    metadata = _load(output_dir, torch.device("cpu"))[1]
+    missing = [key for key in DEPLOYMENT_KEYS if key not in metadata]
+    if missing:
+        raise ConfigurationError(
+            f"model.ts in output_dir does not carry {missing}: it was not written by this package."
+        )
+    return {key: metadata[key] for key in DEPLOYMENT_KEYS}
+
+
+def evaluation_cases(
+    output_dir: str | os.PathLike[str], section: str, dataset_dir: str | Path | None = None
+) -> list[dict[str, Any]]:
+    """Return one section of the datalist that the pruning run wrote.
+
+    Args:
+        output_dir: folder of the results.
+        section: ``"training"``, ``"validation"`` or ``"test"``.
+        dataset_dir: folder of the images; None for the synthetic cohort of the run.
+
+    Raises:
+        ConfigurationError: if there is no result, or it was made with images of which the folder must be named.
+        CohortError: if the cases cannot be read.
+    """
+    output = Path(output_dir)
+    if not (output / "datalist.json").is_file():
+        raise ConfigurationError(
+            "There is no datalist.json in output_dir: run `python -m monai.bundle run prune` first, or pass "
+            "--output_dir with the folder that it wrote."
+        )
+    if dataset_dir is None:
+        dataset_dir = output / "work" / "synthetic_cohort"
+        if not dataset_dir.is_dir() or not load_study(output / "study.json")["data"]["synthetic"]:
+            raise ConfigurationError(
+                "The result in output_dir was made with images of your own: pass --dataset_dir with their folder."
+            )
+    return load_split(output / "datalist.json", section, dataset_dir)
+
+
+def _load(output_dir: str | os.PathLike[str], device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    path = Path(output_dir) / "model.ts"
+    if not path.is_file():
+        raise ConfigurationError(
+            "There is no pruned network (model.ts) in output_dir: run `python -m monai.bundle run prune` first, or "
+            "pass --output_dir with the folder that it wrote."
+        )
+    try:
+        network, metadata, _ = load_net_with_metadata(str(path), map_location=device)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigurationError(f"model.ts in output_dir cannot be read, it is damaged: {error}") from error
+    return network, metadata
+
+
+def list_radiographs(
+    dataset_dir: str | os.PathLike[str] | None, on_problem: str = "raise", progress: bool = True
+) -> list[dict[str, str]]:
+    """Read every DICOM file of a folder and list the radiographs, without labels.
+
+    Args:
+        dataset_dir: the folder.
+        on_problem: ``"raise"``, or ``"skip"`` to leave out files that cannot be used, with a warning.
+        progress: whether to show a progress bar.
+
+    Returns:
+        dictionaries with ``image`` (the path) and ``case_id`` (the SOPInstanceUID).
+
+    Raises:
+        CohortError: if a file cannot be used, all of them listed, or if there is none.
+    """
+    if dataset_dir is None or not Path(dataset_dir).is_dir():
+        raise CohortError("dataset_dir is not a folder; pass --dataset_dir with the folder that holds DICOM files.")
+    root = Path(dataset_dir)
+    paths, left_out = list_files(root)
+    records = inspect_files(root, paths, progress)
+    problems = [f"{record.name}: {problem}" for record in records for problem in record.problems]
+    usable = [record for record in records if not record.problems]
+    if problems and on_problem == "raise":
+        raise CohortError(
+            f"{len(records) - len(usable)} of {len(records)} files cannot be used; repair or remove them, or pass "
+            f"--on_problem skip to predict the others.",
+            problems,
+        )
+    if not usable:
+        raise CohortError(f"dataset_dir holds no radiograph that can be read ({left_out} other files).", problems)
+    if problems:
+        warnings.warn("Left out:\n" + "\n".join(f"  - {line}" for line in problems), stacklevel=2)
+    return [{"image": str(root / record.path), "case_id": str(record.sop_instance_uid)} for record in usable]
+
+
+def predict(
+    network: nn.Module, data: Dataset, device: torch.device | str, batch_size: int = 16, patient_key: str | None = None
+) -> Predictions:
+    """Run a network over a data set with MONAI's evaluator.
+
+    Args:
+        network: the network.
+        data: items with ``image``, ``case_id``, and ``label`` where known.
+        device: where to run.
+        batch_size: images in a batch.
+        patient_key: key of the patient's id, where known.
+    """
+    handler = PredictionsHandler(patient_key)
+    evaluator = SupervisedEvaluator(
+        device=torch.device(device),
+        val_data_loader=DataLoader(data, batch_size=batch_size),
+        network=network,
+        val_handlers=[handler],
+        decollate=False,
+    )
+    evaluator.run()
+    return handler.predictions
+
+
+def write_predictions(predictions: Predictions, class_names: Sequence[str], path: str | os.PathLike[str]) -> Path:
+    """Write a table of probabilities: the case's id, then one column for each class.
+
+    Args:
+        predictions: the probabilities, after the softmax.
+        class_names: names of the classes.
+        path: the CSV file.
+
+    Raises:
+        CohortError: if there is no prediction, or one is no probability.
+    """
+    outputs = torch.tensor(predictions.outputs, dtype=torch.float64)
+    if not len(outputs) or len(outputs) != len(predictions.case_ids):
+        raise CohortError(f"There are {len(outputs)} predictions for {len(predictions.case_ids)} cases.")
+    sound = outputs.isfinite().all(dim=1) & ((outputs.sum(dim=1) - 1).abs() < 1e-3) & (outputs >= 0).all(dim=1)
+    if not bool(sound.all()):
+        broken = [case for case, good in zip(predictions.case_ids, sound.tolist(), strict=True) if not good]
+        raise CohortError(
+            "The network gave no probabilities for some cases; check the weights and the images.",
+            [f"SOPInstanceUID {case}" for case in broken],
+        )
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["SOPInstanceUID", *(f"probability_{name}" for name in class_names)])
+            for case, row in zip(predictions.case_ids, predictions.outputs, strict=True):
+                writer.writerow([case, *(f"{value:.6f}" for value in row)])
+
+    write_atomically(path, write)
+    print(f"{len(outputs)} predictions written to {Path(path).name} in output_dir.")
+    return Path(path)
+
+
+def write_evaluation(predictions: Predictions, path: str | os.PathLike[str], section: str = "test") -> dict[str, Any]:
+    """Write the AUC of a network with its 95 % interval by patient, as JSON, and print it.
+
+    Args:
+        predictions: those of labeled cases.
+        path: the JSON file.
+        section: the name of the section that was evaluated.
+    """
+    result = auc_interval(predictions.labels, predictions.scores, predictions.patients or None)
+    content = {"section": section, "auc": asdict(result)}
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomically(path, text)
+    interval = "" if result.low is None else f" (95 % interval {result.low:.3f} to {result.high:.3f})"
+    print(f"AUC on {result.cases} {section} cases: {result.auc:.3f}{interval}; {result.method}.")
+    return content

@@ -1,0 +1,217 @@
+"""Weights from elsewhere, made to fit the network of a task."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..data import synthetic_source_images
+from ..errors import ConfigurationError, PlanMismatchError
+
+__all__ = ["load_pretrained", "pretrain_on_synthetic_task", "transfer_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_pretrained(
+    network: nn.Module,
+    pretrained: str | os.PathLike[str] | None,
+    imagenet_network: Callable[[], nn.Module] | None = None,
+    image_size: int = 64,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Give a network its pretrained weights.
+
+    Args:
+        network: the network of the task; it is left as it is.
+        pretrained: ``"imagenet"``, ``"synthetic"`` (pretrained here on a simulated source task, without any download)
+            or the path of a checkpoint, which holds a state dict, alone or under ``state_dict`` or ``model``.
+        imagenet_network: makes the network with ImageNet weights by MONAI's own loader, such as
+            ``DenseNet121(..., in_channels=3, pretrained=True)``; it may download them.
+        image_size: size of the images of the synthetic source task, in pixels.
+        device: where the synthetic source task is trained.
+        seed: seed of the synthetic source task.
+        progress: whether to show a progress bar.
+
+    Returns:
+        a new network with the weights; the head, where its number of classes differs, is that of ``network``.
+
+    Raises:
+        ConfigurationError: if the weights cannot be found or fetched; the message says what to pass.
+        PlanMismatchError: if they do not fit the network; every difference is listed.
+    """
+    if pretrained is None:
+        raise ConfigurationError(
+            "No pretrained weights were given: pass --pretrained imagenet, --pretrained synthetic, or --pretrained "
+            "/path/to/checkpoint.pt. Pruning by bases rests on pretrained weights."
+        )
+    if pretrained == "synthetic":
+        return pretrain_on_synthetic_task(network, image_size, device=device, seed=seed, progress=progress)
+    if pretrained == "imagenet":
+        if imagenet_network is None:
+            raise ConfigurationError(
+                f"There is no loader of ImageNet weights for {type(network).__name__}: pass --pretrained "
+                f"/path/to/checkpoint.pt."
+            )
+        try:
+            source = imagenet_network()
+        except (URLError, OSError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"The ImageNet weights of {type(network).__name__} could not be fetched ({error}). Without a "
+                f"connection, download them elsewhere and pass --pretrained /path/to/checkpoint.pt."
+            ) from error
+        return transfer_weights(network, source.state_dict(), "the ImageNet weights")
+    path = Path(pretrained)
+    if not path.is_file():
+        raise ConfigurationError(
+            f"--pretrained must be 'imagenet', 'synthetic' or the path of a checkpoint; there is no file "
+            f"{path.name!r} at the place that was given."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many types for a damaged file
+        raise ConfigurationError(f"The checkpoint {path.name!r} cannot be read: {error}") from error
+    return transfer_weights(network, _state_dict(content, path.name), f"the checkpoint {path.name!r}")
+
+
+def transfer_weights(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "the weights") -> nn.Module:
+    """Return a copy of a network with the weights of another one, adapted where only the ends differ.
+
+    A first convolution for one channel takes the sum over the channels of the source, one for several channels takes
+    its share of a single one, so that a gray image gives the same features. A last linear layer for another number of
+    classes keeps the values that it has in ``network``.
+
+    Args:
+        network: the network of the task; it is left as it is.
+        state: a state dict; a prefix ``module.`` is removed, half precision is widened.
+        origin: what to call the weights in a message.
+
+    Raises:
+        PlanMismatchError: if anything else differs; every difference is listed and nothing is loaded in part.
+    """
+    new = copy.deepcopy(network)
+    own = new.state_dict()
+    source = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    linear = [name for name, module in new.named_modules() if isinstance(module, nn.Linear)]
+    head = {f"{linear[-1]}.weight", f"{linear[-1]}.bias"} if linear else set()
+    first = next((name for name, tensor in own.items() if tensor.ndim > 2), None)
+    problems, loaded = [], {}
+    for name, tensor in own.items():
+        if name not in source:
+            problems.append(f"{name}: missing")
+            continue
+        value = source[name].to(tensor.dtype)
+        if name == first and value.shape[2:] == tensor.shape[2:] and value.shape[0] == tensor.shape[0]:
+            if tensor.shape[1] == 1:
+                value = value.sum(dim=1, keepdim=True)
+            elif value.shape[1] == 1:
+                value = value.expand_as(tensor) / tensor.shape[1]
+        if value.shape == tensor.shape:
+            loaded[name] = value
+        elif name in head:
+            loaded[name] = tensor
+            logger.info("%s differs in the number of classes and starts anew.", name)
+        else:
+            problems.append(f"{name}: shape {tuple(value.shape)}, the network has {tuple(tensor.shape)}")
+    problems += [f"{name}: unexpected" for name in source if name not in own]
+    if problems:
+        shown = "\n".join(f"  - {line}" for line in problems[:40])
+        more = f"\n  - and {len(problems) - 40} more" if len(problems) > 40 else ""
+        raise PlanMismatchError(
+            f"{origin[0].upper()}{origin[1:]} cannot be used for {type(network).__name__}, {len(problems)} of its "
+            f"{len(own)} entries differ; pass the network that they belong to (--network_def):\n{shown}{more}"
+        )
+    new.load_state_dict(loaded, strict=True)
+    return new
+
+
+def pretrain_on_synthetic_task(
+    network: nn.Module,
+    image_size: int,
+    cases: int = 1536,
+    epochs: int = 3,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Pretrain a 2D classifier on simulated patterns, a source task that needs no download.
+
+    Args:
+        network: the network; its last ``nn.Linear`` is its head. It is left as it is.
+        image_size: height and width of the images, in pixels.
+        cases: number of images.
+        epochs: number of epochs.
+        batch_size: images in a batch.
+        device: where to train.
+        seed: seed of images, order and head.
+        progress: whether to show a progress bar.
+
+    Returns:
+        a new network; its head is that of ``network``.
+
+    Raises:
+        ConfigurationError: if the network has no linear head.
+    """
+    simulated, classes = synthetic_source_images(cases, image_size=image_size, seed=seed)
+    images, labels = torch.as_tensor(simulated), torch.as_tensor(classes)
+    images = (images - images.mean()) / images.std()
+    pretrained = copy.deepcopy(network).to(device)
+    linear = [name for name, module in pretrained.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ConfigurationError(f"{type(network).__name__} has no linear head, so it cannot be pretrained here.")
+    parent, _, name = linear[-1].rpartition(".")
+    head: Any = pretrained.get_submodule(linear[-1])
+    new_head = nn.Linear(head.in_features, int(labels.max()) + 1).to(device)
+    setattr(pretrained.get_submodule(parent), name, new_head)
+    channels = next(p for p in pretrained.parameters() if p.ndim == 4).shape[1]
+    optimizer = torch.optim.AdamW(pretrained.parameters(), lr=1e-3, weight_decay=1e-2)
+    steps = epochs * (cases // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    pretrained.train()
+    bar = tqdm(total=steps, desc="Pretraining on the synthetic source task", disable=not progress)
+    correct = 0.0
+    for _ in range(epochs):
+        for batch in torch.randperm(cases, generator=generator).split(batch_size)[: cases // batch_size]:
+            x, y = images[batch].expand(-1, channels, -1, -1).to(device), labels[batch].to(device)
+            optimizer.zero_grad()
+            outputs = pretrained(x)
+            loss = nn.functional.cross_entropy(outputs, y)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            correct = 0.95 * correct + 0.05 * float((outputs.argmax(1) == y).float().mean())
+            bar.set_postfix(accuracy=f"{correct:.2f}")
+            bar.update()
+    bar.close()
+    logger.info("Pretrained on %d synthetic images; running training accuracy %.2f.", cases, correct)
+    setattr(pretrained.get_submodule(parent), name, copy.deepcopy(head))
+    return pretrained.cpu()
+
+
+def _state_dict(content: Any, name: str) -> Mapping[str, torch.Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, torch.Tensor) for value in content.values())
+    ):
+        raise ConfigurationError(
+            f"The checkpoint {name!r} holds no state dict, neither alone nor under 'state_dict' or 'model'."
+        )
+    return content

@@ -1,0 +1,150 @@
+"""The start of a run: checks that every override means something, and lets errors end in one clear message."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
+from monai.utils import set_determinism
+
+from ..errors import BasisPruneError, ConfigurationError
+
+__all__ = ["RunStart", "check_keys", "show_command", "start_run"]
+
+# "@key", "%key", and further levels behind "::" or "#", as monai.bundle writes references and macros
+_REFERENCE = re.compile(r"[@%](\w+)")
+_RESERVED = {"imports", "initialize", "run", "finalize", "bundle_root"}
+
+
+class RunStart:
+    """The moment at which a run started.
+
+    Attributes:
+        time: seconds, of the clock that ``time.perf_counter`` reads.
+        command: the command, without the folders that it names; see :func:`show_command`.
+    """
+
+    def __init__(self) -> None:
+        self.time = time.perf_counter()
+        self.command = show_command(sys.argv)
+
+
+def start_run(seed: int | None = 0) -> RunStart:
+    """Start a bundle's run: check its keys, set the seeds, and show our errors as a message instead of a traceback.
+
+    To be called in ``initialize`` of a bundle's configuration.
+
+    Args:
+        seed: the seed of torch, numpy and MONAI's transforms; None leaves them as they are.
+
+    Raises:
+        ConfigurationError: if the configuration or an override has a key that nothing uses.
+    """
+    sys.excepthook = _show_error
+    parser = _running_parser()
+    if parser is not None:
+        check_keys(parser.get())
+    if seed is not None:
+        set_determinism(seed)
+    return RunStart()
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Check that every key at the top of a bundle's configuration is used: a misspelt override never is.
+
+    A key is used if another one refers to it, if MONAI's bundles define it, or if it is a list of steps to run.
+    Keys that start with an underscore are comments.
+
+    Raises:
+        ConfigurationError: naming every key that nothing uses, and the keys that are meant most likely.
+    """
+    used = set(_RESERVED)
+    for group in (TrainProperties, InferProperties, MetaProperties):
+        used.update(re.split("::|#", entry["id"])[0] for entry in group.values())
+    for text in _texts(config):
+        used.update(_REFERENCE.findall(text))
+    unused = [
+        key for key, value in config.items() if key not in used and not key.startswith("_") and not _is_steps(value)
+    ]
+    if unused:
+        known = sorted(key for key in config if key not in unused and not key.startswith("_"))
+        lines = []
+        for key in unused:
+            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join('--' + name for name in close)}?" if close else "no key is like it."
+            lines.append(f"  - {key}: nothing in this configuration uses it; {hint}")
+        raise ConfigurationError(
+            "The configuration has keys that would be ignored; correct or remove them:\n"
+            + "\n".join(lines)
+            + f"\nKeys that can be set: {', '.join(known)}."
+        )
+
+
+def show_command(arguments: list[str]) -> str:
+    """Return a command as text, with a placeholder for every folder and file outside a bundle's configuration.
+
+    Folder and file names can hold names of patients, so they go into no report.
+    """
+    shown: list[str] = []
+    flag = ""
+    for argument in arguments[1:]:
+        value, prefix = argument, ""
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            prefix = flag + equals
+        if flag == "--config_file":
+            value = re.sub(r"[^'\"\[\],\s]*?((?:[\w.-]+/){0,2}[\w.-]+\.(?:json|ya?ml))", r"\1", value)
+        elif "/" in value or "\\" in value or (value and Path(value).exists()):
+            value = f"<{flag.lstrip('-') or 'path'}>"
+        shown.append(prefix + value)
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module is not None else Path(arguments[0]).name
+    return " ".join(["python", "-m", name, *map(shlex.quote, shown)] if module else [name, *map(shlex.quote, shown)])
+
+
+def _running_parser() -> ConfigParser | None:
+    """Return the parser that is evaluating the expression we were called from.
+
+    MONAI gives expressions no way to their own configuration, and it accepts any override in silence.
+    """
+    for frame in inspect.stack():
+        candidate = frame.frame.f_locals.get("self")
+        if isinstance(candidate, ConfigParser):
+            return candidate
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _is_steps(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v.startswith("$") for v in value)
+
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the message of our own error at the end of a chain; everything else as Python does."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, BasisPruneError):
+            print(f"\nmonai_basisprune: {link}", file=sys.stderr)
+            return
+        link = link.__cause__ or link.__context__
+    sys.__excepthook__(kind, error, trace)

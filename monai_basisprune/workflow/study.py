@@ -1,0 +1,283 @@
+"""The end of a pruning run: choose a network, test it once, and write all that the run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import Dataset, save_net_with_metadata
+from torch import nn
+
+from .._version import __version__
+from ..complexity import evaluation_mode, example_input
+from ..curve import CurvePoint, PruningCurve
+from ..decomposition import layer_status, recompose
+from ..errors import BasisPruneError
+from ..evidence import auc_interval, compare_auc, roc_curve_points
+from ..files import write_atomically
+from ..handlers import Predictions, PrunedNetworkSaver, PruningHandler
+from ..persistence import load_pruned, save_pruned
+from ..report import format_summary, save_study, write_report
+from .cohort import PreparedCohort
+from .inference import load_deployed, predict
+from .start import RunStart
+
+__all__ = ["export_torchscript", "finish_study"]
+
+_TOLERANCE = 1e-4
+
+
+def finish_study(
+    original: nn.Module,
+    curve: PruningCurve,
+    pruning: PruningHandler,
+    saver: PrunedNetworkSaver,
+    cohort: PreparedCohort,
+    test_data: Dataset,
+    input_shape: Sequence[int],
+    preprocessing: Mapping[str, Any],
+    output_dir: str | os.PathLike[str],
+    start: RunStart,
+    margin: float = 0.01,
+    selection: str = "point",
+    seed: int | None = 0,
+    device: torch.device | str = "cpu",
+    title: str = "Pruning study",
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Choose the smallest network that is good enough, read the test cases once, and write the results.
+
+    What the test measures is the network that is shipped: the recomposed one, read back from its TorchScript file.
+    All files are first written into a folder of their own and only then moved, so a run that fails leaves an earlier
+    result as it was.
+
+    Args:
+        original: the network before decomposition; it gives the architecture.
+        curve: AUC against pruning ratio on validation cases.
+        pruning: the handler that pruned.
+        saver: the handler that kept the network of each ratio.
+        cohort: the cohort.
+        test_data: the test cases, with ``image``, ``label``, ``patient_id`` and ``case_id``.
+        input_shape: shape of one input without the batch.
+        preprocessing: how images are prepared; the file of the deployed network carries it, see
+            :func:`read_deployment`.
+        output_dir: folder of the results.
+        start: what :func:`start_run` returned.
+        margin: margin of AUC.
+        selection: ``"point"`` or ``"interval"``; see :meth:`PruningCurve.smallest`.
+        seed: seed of the run.
+        device: where to test.
+        title: title of the report.
+        settings: further settings to note in the study.
+
+    Returns:
+        the study record, as written to ``study.json``.
+
+    Raises:
+        BasisPruneError: if the exported network does not reproduce the pruned one.
+    """
+    rounds = curve.rounds()
+    chosen, reason = curve.smallest(margin, selection)
+    unpruned = load_pruned(original, saver.path(rounds[0].bases))
+    network = load_pruned(original, saver.path(chosen.bases))
+    output = Path(output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    notes = _notes(curve, pruning, chosen, margin)
+    with tempfile.TemporaryDirectory(prefix=".staging-", dir=output) as folder:
+        staging = Path(folder)
+        carried = {**preprocessing, "class_names": cohort.datalist["class_names"]}
+        notes += export_torchscript(network, input_shape, staging / "model.ts", carried)
+        save_pruned(network, staging / "model.pt")
+        test = _test(unpruned.to(device), load_deployed(staging, device), test_data, device, margin)
+        study = {
+            "format": "monai_basisprune.study",
+            "format_version": 1,
+            "title": title,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": start.command,
+            "versions": _versions(),
+            "device": _device_name(device),
+            "seed": seed,
+            "wall_seconds": round(time.perf_counter() - start.time, 1),
+            "peak_memory_bytes": _peak_memory(),
+            "data": cohort.summary(),
+            "network": {
+                "name": type(original).__name__,
+                "input_shape": list(input_shape),
+                "parameters": rounds[0].parameters,
+                "macs": rounds[0].macs,
+            },
+            "pruning": {
+                "importance": type(pruning.importance).__name__,
+                "budget": pruning.budgets[0].quantity,
+                "targets": [getattr(budget, budget.quantity) for budget in pruning.budgets],
+                "transfer_epochs": pruning.transfer_epochs,
+                "epochs_per_round": pruning.epochs_per_round,
+                "auc_margin": margin,
+                "selection": selection,
+                "preprocessing": dict(preprocessing),
+                **(settings or {}),
+            },
+            "curve": [_curve_entry(i, point, pruning) for i, point in enumerate(rounds)],
+            "chosen": {
+                "round": rounds.index(chosen),
+                "parameters": chosen.parameters,
+                "macs": chosen.macs,
+                "parameter_reduction": chosen.parameter_reduction,
+                "mac_reduction": chosen.mac_reduction,
+                "reason": reason,
+                "supported_by_interval": bool(chosen.difference and chosen.difference["non_inferior"]),
+            },
+            "test": test,
+            "layers": [asdict(status) for status in layer_status(network)],
+            "files": {
+                "network": "model.pt",
+                "plan": "model.plan.json",
+                "torchscript": "model.ts",
+                "datalist": "datalist.json",
+                "study": "study.json",
+                "report": "report.html",
+                "curve": "curve.csv",
+                "evaluations": "evaluations.json",
+                "picture": "curve.svg",
+            },
+            "warnings": notes,
+        }
+        write_report(study, staging)
+        write_atomically(staging / "evaluations.json", json.dumps(curve.to_list(), indent=1, allow_nan=False))
+        shutil.copyfile(cohort.datalist_file, staging / "datalist.json")
+        save_study(study, staging / "study.json")
+        # the record goes last: whoever finds it finds all that it names
+        for path in sorted(staging.iterdir(), key=lambda p: p.name == "study.json"):
+            os.replace(path, output / path.name)
+    print(f"\n{format_summary(study)}\n")
+    return study
+
+
+def export_torchscript(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write the recomposed network as TorchScript and check that what was written gives the same output.
+
+    Args:
+        network: a decomposed network.
+        input_shape: shape of one input without the batch.
+        path: the file.
+        metadata: what the file carries beside the network, as JSON types.
+
+    Returns:
+        remarks for the report: that it was traced, where it cannot be scripted.
+
+    Raises:
+        BasisPruneError: if the outputs differ.
+    """
+    plain = recompose(network).cpu().eval()
+    example = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0)).to(example_input(plain, (1,)))
+    remarks = []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what MONAI's bundles export to
+        try:
+            script = torch.jit.script(plain)
+        except Exception as error:  # what cannot be scripted raises many types
+            script = torch.jit.trace(plain, example)
+            remarks.append(
+                f"The network cannot be scripted ({str(error).strip().splitlines()[0]}), so model.ts was traced with "
+                f"inputs of shape {tuple(input_shape)} and should be used with that shape."
+            )
+        write_atomically(
+            path,
+            lambda temporary: save_net_with_metadata(
+                script, str(temporary), include_config_vals=False, meta_values=metadata
+            ),
+        )
+        with evaluation_mode(network):
+            expected = network.cpu()(example)
+        found = torch.jit.load(str(path))(example)
+    error_size = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not error_size <= _TOLERANCE:
+        raise BasisPruneError(
+            f"The exported network does not reproduce the pruned one: relative difference {error_size:.1e}, at most "
+            f"{_TOLERANCE:.0e} is accepted. Nothing was written over an earlier result."
+        )
+    return remarks
+
+
+def _test(
+    unpruned: nn.Module, pruned: nn.Module, data: Dataset, device: torch.device | str, margin: float
+) -> dict[str, Any]:
+    before = predict(unpruned, data, device, patient_key="patient_id")
+    after = predict(pruned, data, device, patient_key="patient_id")
+    if before.case_ids != after.case_ids:
+        raise BasisPruneError("Both networks must see the same test cases in the same order.")
+    result: dict[str, Any] = {
+        name: asdict(auc_interval(predictions.labels, predictions.scores, predictions.patients))
+        for name, predictions in (("original", before), ("pruned", after))
+    }
+    result["difference"] = asdict(compare_auc(before.labels, before.scores, after.scores, before.patients, margin))
+    result["roc"] = {name: _roc(predictions) for name, predictions in (("original", before), ("pruned", after))}
+    return result
+
+
+def _roc(predictions: Predictions) -> dict[str, list[float]]:
+    points = roc_curve_points(predictions.labels, predictions.scores)
+    return {"fpr": points.false_positive_rate, "tpr": points.true_positive_rate}
+
+
+def _notes(curve: PruningCurve, pruning: PruningHandler, chosen: CurvePoint, margin: float) -> list[str]:
+    notes = []
+    missed = len(pruning.budgets) + 1 - len(curve.rounds())
+    if missed > 0:
+        notes.append(f"{missed} of {len(pruning.budgets)} rounds changed nothing or were not reached.")
+    if chosen.difference is not None and not chosen.difference["non_inferior"]:
+        notes.append(
+            f"The validation cases are too few to show with confidence that the chosen network is not worse by more "
+            f"than {margin:g} AUC: it was chosen by its AUC alone. Collect more patients before you rely on it."
+        )
+    return notes
+
+
+def _curve_entry(index: int, point: CurvePoint, pruning: PruningHandler) -> dict[str, Any]:
+    target = 0.0 if index == 0 else None
+    if 0 < index <= len(pruning.results):
+        fitting = [
+            getattr(budget, budget.quantity)
+            for budget, result in zip(pruning.budgets, pruning.results, strict=False)
+            if result.bases == point.bases
+        ]
+        target = fitting[-1] if fitting else None
+    return {"round": index, "target": target, **asdict(point)}
+
+
+def _versions() -> dict[str, str]:
+    names = ("monai", "torch", "numpy", "pytorch-ignite", "pydicom", "scikit-learn")
+    return {"monai_basisprune": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def _device_name(device: torch.device | str) -> str:
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,606 @@
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.nets import DenseNet, ResNet
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import monai_basisprune as mbp
+from monai_basisprune.decomposition import decomposed_layers, skip_reasons
+
+from .networks import MONAI_NETWORKS, TinyClassifier, relative_error, same_bits, snapshot, tiny_classifier
+
+
+def two_convolutions() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3))
+
+
+def statuses(network: nn.Module) -> dict[str, mbp.LayerStatus]:
+    return {status.name: status for status in mbp.layer_status(network)}
+
+
+@pytest.mark.parametrize("name", MONAI_NETWORKS)
+def test_networks_of_monai_stay_what_they_are_and_come_back(name):
+    make, shape = MONAI_NETWORKS[name]
+    torch.manual_seed(0)
+    network, x = make().eval(), torch.rand(2, *shape)
+    before, state = snapshot(network), torch.get_rng_state()
+    decomposed = mbp.decompose(network)
+    plain = mbp.recompose(decomposed)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_bits(snapshot(network), before)
+    with torch.no_grad():
+        wanted = network(x)
+        assert relative_error(decomposed(x), wanted) <= 1e-5
+        assert relative_error(plain(x), wanted) <= 1e-5
+    assert repr(plain) == repr(network)
+    assert plain.state_dict().keys() == network.state_dict().keys()
+    assert all(status.skipped is None or "convolution" in status.skipped for status in mbp.layer_status(decomposed))
+    wanted_shapes = {key: value.shape for key, value in before.items()}
+    assert {key: value.shape for key, value in plain.state_dict().items()} == wanted_shapes
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_chain_of_convolutions_comes_back_with_its_attributes(layers, spatial_dims, training, dtype):
+    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[spatial_dims]
+    modules, channels = [], 2
+    for width, kernel, bias, frozen in layers:
+        modules += [kind(channels, 2 * width, kernel, padding="same", bias=bias), norm(2 * width), nn.ReLU()]
+        modules[-3].weight.requires_grad_(not frozen)
+        channels = 2 * width
+    network = nn.Sequential(*modules).to(dtype).train(training)
+    before, modes = snapshot(network), [module.training for module in network.modules()]
+    decomposed = mbp.decompose(network)
+    again = mbp.recompose(decomposed)
+    assert same_bits(snapshot(network), before)
+    assert [module.training for module in network.modules()] == modes
+    assert [module.training for module in again.modules()] == modes
+    assert repr(again) == repr(network)
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in network.parameters()]
+    x = torch.randn(4, 2, *[4] * spatial_dims, dtype=dtype)
+    limit = 1e-4 if dtype == torch.float32 else 1e-10  # batch statistics of few numbers enlarge what rounding does
+    outputs = [one.eval()(x) for one in (network, decomposed, again)]
+    assert relative_error(outputs[1], outputs[0]) <= limit
+    assert relative_error(outputs[2], outputs[0]) <= limit
+
+
+def test_mixed_modes_are_kept_module_by_module():
+    network = tiny_classifier().train()
+    network.grouped.eval()
+    decomposed = mbp.decompose(network)
+    assert decomposed.stem.training
+    assert decomposed.stem.basis.training
+    assert not decomposed.grouped.training
+    assert not decomposed.grouped.scaling.training
+    plain = mbp.recompose(decomposed)
+    assert [plain.stem.training, plain.norm.training, plain.grouped.training] == [True, True, False]
+
+
+def test_only_the_scaling_factors_of_a_layer_are_new_and_trainable():
+    network = tiny_classifier()
+    network.norm.weight.requires_grad_(False)
+    network.stem.bias.requires_grad_(False)
+    wanted = {
+        "stem.scaling.scaling_factors",
+        "grouped.scaling.scaling_factors",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+    }
+    decomposed = mbp.decompose(network)
+    assert {name for name, p in decomposed.named_parameters() if p.requires_grad} == wanted
+    assert all((p == 1).all() for name, p in decomposed.named_parameters() if name.endswith("scaling_factors"))
+
+
+def test_nothing_is_shared_with_the_network_that_was_passed_in():
+    network = tiny_classifier()
+    decomposed = mbp.decompose(network)
+    plain = mbp.recompose(decomposed)
+    memory = [{p.data_ptr() for p in one.state_dict().values()} for one in (network, decomposed, plain)]
+    assert not memory[0] & memory[1]
+    assert not memory[0] & memory[2]
+    assert not memory[1] & memory[2]
+
+
+def test_status_tells_rank_and_parameters_by_hand():
+    decomposed = mbp.decompose(tiny_classifier())
+    assert mbp.layer_status(decomposed) == [
+        mbp.LayerStatus("stem", "Conv2d", 6, 6, 60, 60, None),  # 6·1·9 weights and 6 biases
+        mbp.LayerStatus("grouped", "Conv2d", 8, 8, 216, 216, None),  # 8·3·9 weights
+    ]
+    mbp.prune_(decomposed, {"grouped": torch.arange(8.0)}, mbp.Budget(threshold=6.5))
+    # two bases, one in each group: 2·27 weights of the bases and 8·1 of the scaling
+    assert statuses(decomposed)["grouped"] == mbp.LayerStatus("grouped", "Conv2d", 2, 8, 62, 216, None)
+    assert sum(p.numel() for p in mbp.recompose(decomposed).grouped.parameters()) == 62
+
+
+def test_status_of_a_network_that_is_not_decomposed():
+    found = statuses(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 2, 3)))
+    assert found["0"].skipped == "not selected by target_modules and exclude_modules"
+    assert (found["0"].rank, found["0"].max_rank, found["0"].parameters) == (None, None, 76)
+    assert found["1"].skipped == "transposed convolution"
+
+
+# --- what is left alone, and why ---------------------------------------------------------------------------------
+
+
+class ScaledConv2d(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class OnlyANewName(nn.Conv2d):
+    pass
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.free = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.free(self.second(self.first(x)))
+
+
+class WeightOutside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.free = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.weight = self.conv.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.free(self.conv(x) * self.weight.mean())
+
+
+class BiasTiedToNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.free = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.norm.bias = self.conv.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.free(self.norm(self.conv(x)))
+
+
+def with_hook(register: str) -> nn.Module:
+    convolution = nn.Conv2d(4, 4, 1)
+    getattr(convolution, register)(lambda *args: None)
+    return convolution
+
+
+SKIPPED = {
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), "depthwise convolution: one channel per group"),
+    "depthwise with multiplier": (lambda: nn.Conv2d(4, 8, 3, groups=4), "depthwise convolution"),
+    "one output per group": (lambda: nn.Conv2d(8, 4, 3, groups=4), "depthwise convolution"),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 4, 3), "transposed convolution"),
+    "transposed 1D": (lambda: nn.ConvTranspose1d(4, 4, 3), "transposed convolution"),
+    "lazy": (lambda: nn.LazyConv2d(4, 3), "lazy layer without a shape yet: run one forward pass first"),
+    "weight norm": (lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "its weight is parametrized"),
+    "spectral norm": (lambda: parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), "its weight is parametrized"),
+    "old spectral norm": (lambda: nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), "its weight is parametrized"),
+    "own forward": (lambda: ScaledConv2d(4, 4, 3), "ScaledConv2d has a forward pass of its own"),
+    "own inner forward": (lambda: StandardizedConv2d(4, 4, 3), "StandardizedConv2d has a forward pass of its own"),
+    "complex": (lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64), "its weight is of type torch.complex64"),
+    "forward hook": (lambda: with_hook("register_forward_hook"), "hooks are registered on it"),
+    "forward pre-hook": (lambda: with_hook("register_forward_pre_hook"), "hooks are registered on it"),
+    "backward hook": (lambda: with_hook("register_full_backward_hook"), "hooks are registered on it"),
+    "backward pre-hook": (lambda: with_hook("register_full_backward_pre_hook"), "hooks are registered on it"),
+}
+
+
+@pytest.mark.parametrize("case", SKIPPED)
+def test_what_cannot_be_decomposed_is_left_alone_with_a_reason(case):
+    make, reason = SKIPPED[case]
+    network = nn.Sequential(make(), nn.Conv2d(4, 4, 3))
+    decomposed = mbp.decompose(network)
+    first, second = mbp.layer_status(decomposed)
+    assert reason in first.skipped
+    assert first.rank is None
+    assert type(decomposed[0]) is type(network[0])
+    assert second.skipped is None
+    assert isinstance(decomposed[1], mbp.DecomposedConv)
+    assert reason in skip_reasons(network)["0"]
+    assert list(skip_reasons(network)) == ["0"]
+
+
+@pytest.mark.parametrize("case", ["depthwise", "transposed", "weight norm", "spectral norm", "old spectral norm"])
+def test_what_is_left_alone_goes_on_to_work(case):
+    torch.manual_seed(0)
+    network = nn.Sequential(SKIPPED[case][0](), nn.Conv2d(4, 4, 3)).eval()
+    x = torch.randn(1, 4, 8, 8)
+    assert relative_error(mbp.decompose(network)(x), network(x)) <= 1e-5
+    assert relative_error(mbp.recompose(mbp.decompose(network))(x), network(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=["weight norm", "spectral norm"])
+def test_old_norms_of_weights_are_left_alone_after_a_forward_pass(norm):
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        network = nn.Sequential(norm(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3)).eval()
+    x = torch.randn(1, 4, 8, 8)
+    wanted = network(x)
+    decomposed = mbp.decompose(network)
+    assert "its weight is parametrized" in statuses(decomposed)["0"].skipped
+    assert relative_error(decomposed(x), wanted) <= 1e-5
+    assert relative_error(mbp.recompose(decomposed)(x), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("network", "tied"), [(Tied(), {"first", "second"}), (WeightOutside(), {"conv"}), (BiasTiedToNorm(), {"conv"})]
+)
+def test_tied_parameters_stay_tied(network, tied):
+    decomposed = mbp.decompose(network)
+    found = {s.name for s in mbp.layer_status(decomposed) if s.skipped}
+    assert found == tied
+    assert all("tied to those of another layer" in statuses(decomposed)[name].skipped for name in tied)
+    x = torch.randn(2, 4, 3, 3)
+    assert relative_error(decomposed.eval()(x), network.eval()(x)) <= 1e-5
+
+
+def test_a_lazy_layer_can_be_decomposed_after_its_first_pass():
+    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 3))
+    network(torch.rand(1, 2, 8, 8))
+    assert {s.skipped for s in mbp.layer_status(mbp.decompose(network))} == {None}
+
+
+def test_a_subclass_that_computes_what_its_base_does_is_decomposed():
+    network = nn.Sequential(OnlyANewName(2, 4, 3))
+    plain = mbp.recompose(mbp.decompose(network))
+    assert type(plain[0]) is nn.Conv2d
+    x = torch.rand(1, 2, 6, 6)
+    assert relative_error(plain(x), network(x)) <= 1e-5
+
+
+def test_a_forward_that_was_replaced_on_the_layer_itself_is_left_alone():
+    torch.manual_seed(0)
+    network = two_convolutions()
+    inner = network[0].forward
+    network[0].forward = lambda x: 2 * inner(x)
+    x = torch.rand(1, 2, 8, 8)
+    decomposed = mbp.decompose(network)
+    assert relative_error(decomposed(x), network(x)) <= 1e-5
+    assert "forward pass of its own" in statuses(decomposed)["0"].skipped
+
+
+# --- which layers -------------------------------------------------------------------------------------------------
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 2, 3)
+        self.layer1 = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)))
+        self.layer10 = nn.ModuleDict({"conv1": nn.Conv2d(2, 2, 1), "myconv1": nn.Conv2d(2, 2, 1)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer10["myconv1"](self.layer10["conv1"](self.layer1(self.conv1(x))))
+
+
+NESTED = ["conv1", "layer1.0.0", "layer1.0.1", "layer10.conv1", "layer10.myconv1"]
+
+
+@pytest.mark.parametrize(
+    ("target", "exclude", "chosen"),
+    [
+        (None, None, NESTED),
+        (["conv1"], None, ["conv1", "layer10.conv1"]),  # the name itself and every name that ends with it
+        (["layer1"], None, ["layer1.0.0", "layer1.0.1"]),  # everything inside, and nothing of layer10
+        (["layer1.0"], None, ["layer1.0.0", "layer1.0.1"]),
+        (["0.1"], None, ["layer1.0.1"]),
+        (["layer10.conv1", "layer1.0.0"], None, ["layer1.0.0", "layer10.conv1"]),
+        (("layer10",), None, ["layer10.conv1", "layer10.myconv1"]),
+        ("conv1", None, ["conv1"]),  # one regular expression matches whole names
+        (r".*conv1", None, ["conv1", "layer10.conv1", "layer10.myconv1"]),
+        (r"layer1\..*", None, ["layer1.0.0", "layer1.0.1"]),
+        (None, ["conv1"], ["layer1.0.0", "layer1.0.1", "layer10.myconv1"]),
+        (None, r"layer.*", ["conv1"]),
+        (["layer1"], ["layer1.0.1"], ["layer1.0.0"]),
+        (r"layer.*", ["conv1", "0.0"], ["layer1.0.1", "layer10.myconv1"]),
+    ],
+)
+def test_targets_and_excludes_choose_by_name(target, exclude, chosen):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decomposed = mbp.decompose(Nested(), target_modules=target, exclude_modules=exclude)
+    assert [name for name, _ in decomposed_layers(decomposed)] == chosen
+    for status in mbp.layer_status(decomposed):
+        wanted = None if status.name in chosen else "not selected by target_modules and exclude_modules"
+        assert status.skipped == wanted
+
+
+@pytest.mark.parametrize("target", [["nowhere"], "nowhere", ["conv1", "nowhere"], ["conv"], ["layer"]])
+def test_a_target_that_matches_nothing_is_an_error_that_names_it_and_the_candidates(target):
+    pattern = target if isinstance(target, str) else target[-1]
+    network = Nested()
+    before = snapshot(network)
+    with pytest.raises(mbp.LayerSelectionError) as caught:
+        mbp.decompose(network, target_modules=target)
+    assert f"target_modules: {pattern!r} matches no convolution" in str(caught.value)
+    assert str(NESTED) in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert same_bits(snapshot(network), before)
+
+
+@pytest.mark.parametrize("exclude", [["nowhere"], "nowhere"])
+def test_an_exclude_that_matches_nothing_is_a_warning_that_names_it_and_the_candidates(exclude):
+    words = f"exclude_modules: 'nowhere' matches no convolution. Convolutions found: {NESTED}"
+    with pytest.warns(UserWarning, match=re.escape(words)) as caught:
+        decomposed = mbp.decompose(Nested(), exclude_modules=exclude)
+    assert [name for name, _ in decomposed_layers(decomposed)] == NESTED
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"target_modules": []}, {"exclude_modules": ".*"}, {"target_modules": ["conv1"], "exclude_modules": ["conv1"]}],
+)
+def test_to_choose_no_layer_is_an_error_that_names_the_candidates(arguments):
+    with pytest.raises(mbp.LayerSelectionError, match="No convolution to decompose in Nested") as caught:
+        mbp.decompose(Nested(), **arguments)
+    assert f"Convolutions that can be decomposed: {NESTED}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (nn.Sequential(nn.Linear(2, 2)), "Convolutions that can be decomposed: none. Left alone: none."),
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 2, 3)),
+            "Left alone: 0: depthwise convolution: one channel per group has nothing to decompose; "
+            "1: transposed convolution.",
+        ),
+        (nn.Conv2d(4, 4, 3, groups=4), "Left alone: the network itself: depthwise convolution"),
+    ],
+)
+def test_a_network_without_convolutions_to_decompose_is_an_error_with_the_reasons(network, words):
+    with pytest.raises(mbp.LayerSelectionError, match=re.escape(words)):
+        mbp.decompose(network)
+
+
+def test_a_target_that_cannot_be_decomposed_is_refused_by_name():
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3))
+    with pytest.raises(mbp.LayerSelectionError, match="target_modules=\\['0'\\].*Left alone: 0: depthwise"):
+        mbp.decompose(network, target_modules=["0"])
+
+
+def test_a_regular_expression_that_is_none_is_an_error_that_names_it():
+    with pytest.raises(mbp.LayerSelectionError, match=re.escape("target_modules: '('")):
+        mbp.decompose(Nested(), target_modules="(")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_listed_all_together(value):
+    network = Nested()
+    for name in ("conv1", "layer1.0.1"):
+        network.get_submodule(name).weight.data[0, 0, 0, 0] = value
+    with pytest.raises(mbp.LayerSelectionError) as caught:
+        mbp.decompose(network)
+    lines = str(caught.value).splitlines()
+    assert lines == [
+        "Nested cannot be decomposed; load sound weights first:",
+        "  - conv1: the weight holds NaN or infinite values",
+        "  - layer1.0.1: the weight holds NaN or infinite values",
+    ]
+    assert len(decomposed_layers(mbp.decompose(network, target_modules=["layer10"]))) == 2
+
+
+def test_an_unknown_basis_is_an_error_that_names_what_there_is():
+    with pytest.raises(ValueError, match="basis must be 'weight', got 'data'"):
+        mbp.decompose(Nested(), basis="data")
+
+
+@pytest.mark.parametrize("call", [mbp.recompose, decomposed_layers, mbp.SingularValueImportance])
+def test_a_network_that_is_not_decomposed_is_an_error_that_says_what_to_do(call):
+    words = "Nested holds no decomposed layer: call monai_basisprune.decompose(network) first."
+    with pytest.raises(mbp.LayerSelectionError, match=re.escape(words)):
+        call(Nested())
+
+
+def test_a_network_that_is_decomposed_in_parts_keeps_the_first_part():
+    torch.manual_seed(0)
+    network = Nested()
+    part = mbp.decompose(network, target_modules=["layer1"])
+    mbp.prune_(part, {"layer1.0.0": torch.tensor([1.0, 0.0])}, mbp.Budget(threshold=0.5))
+    x = torch.rand(1, 1, 6, 6)
+    both = mbp.decompose(part)
+    assert relative_error(both(x), part(x)) <= 1e-5
+    assert [name for name, _ in decomposed_layers(both)] == NESTED
+    assert statuses(both)["layer1.0.0"].rank == 1
+
+
+def test_to_decompose_a_network_again_is_an_error():
+    with pytest.raises(mbp.LayerSelectionError, match="No convolution to decompose"):
+        mbp.decompose(mbp.decompose(Nested()))
+
+
+# --- shapes of networks -------------------------------------------------------------------------------------------
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.relu(self.conv(x)))
+
+
+class TwoNames(CalledTwice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.conv
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(torch.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("kind", [CalledTwice, TwoNames])
+def test_a_convolution_that_is_used_twice_stays_one(kind):
+    torch.manual_seed(0)
+    network, x = kind(), torch.randn(1, 4, 6, 6)
+    decomposed = mbp.decompose(network)
+    assert len(decomposed_layers(decomposed)) == 1
+    assert relative_error(decomposed(x), network(x)) <= 1e-5
+    plain = mbp.recompose(decomposed)
+    assert relative_error(plain(x), network(x)) <= 1e-5
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in network.parameters())
+    if kind is TwoNames:
+        assert decomposed.again is decomposed.conv
+        assert plain.again is plain.conv
+
+
+def test_a_network_that_is_one_convolution():
+    torch.manual_seed(0)
+    network, x = nn.Conv3d(2, 4, 2), torch.randn(1, 2, 4, 4, 4)
+    decomposed = mbp.decompose(network)
+    assert isinstance(decomposed, mbp.DecomposedConv)
+    assert [status.name for status in mbp.layer_status(decomposed)] == [""]
+    plain = mbp.recompose(decomposed)
+    assert type(plain) is nn.Conv3d
+    assert relative_error(plain(x), network(x)) <= 1e-5
+    assert isinstance(mbp.decompose(network, target_modules=[""]), mbp.DecomposedConv)
+
+
+def test_a_layer_that_a_module_refers_to_in_a_list_is_replaced_there_too():
+    network = tiny_classifier()
+    network.taps = [network.stem, network.grouped]
+    decomposed = mbp.decompose(network)
+    assert decomposed.taps == [decomposed.stem, decomposed.grouped]
+    assert network.taps == [network.stem, network.grouped]
+    assert mbp.recompose(decomposed).taps[0] is not network.stem
+
+
+# --- copies, scripts, and life without this package ----------------------------------------------------------------
+
+
+def pruned_classifier() -> TinyClassifier:
+    network = mbp.decompose(tiny_classifier()).eval()
+    mbp.prune_(network, mbp.SingularValueImportance(network).scores(), mbp.Budget(bases=0.4))
+    return network
+
+
+def test_a_decomposed_network_can_be_copied_and_pickled():
+    network, x = pruned_classifier(), torch.rand(2, 1, 8, 8)
+    for again in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(again(x), network(x))
+        assert mbp.layer_status(again) == mbp.layer_status(network)
+        assert again.stem.kept_bases == network.stem.kept_bases
+
+
+@pytest.mark.parametrize("name", ["DenseNet", "ResNet with shortcut B", "SegResNet 3D"])
+def test_decomposed_and_recomposed_networks_can_be_scripted(name):
+    make, shape = MONAI_NETWORKS[name]
+    torch.manual_seed(0)
+    decomposed, x = mbp.decompose(make().eval()), torch.rand(1, *shape)
+    mbp.prune_(decomposed, mbp.SingularValueImportance(decomposed).scores(), mbp.Budget(bases=0.3))
+    plain = mbp.recompose(decomposed)
+    with torch.no_grad():
+        wanted = decomposed(x)
+        assert relative_error(torch.jit.script(decomposed)(x), wanted) <= 1e-5
+        assert relative_error(torch.jit.script(plain)(x), wanted) <= 1e-5
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["monai_basisprune"] = None  # an import of it now raises
+import torch
+folder = sys.argv[1]
+torch.set_num_threads(1)
+x, wanted = torch.load(f"{folder}/plain.values", weights_only=True)
+for found in (torch.load(f"{folder}/plain.pickle", weights_only=False), torch.jit.load(f"{folder}/plain.script")):
+    torch.testing.assert_close(found(x), wanted)
+assert "monai" not in sys.modules
+x, wanted = torch.load(f"{folder}/monai.values", weights_only=True)
+torch.testing.assert_close(torch.jit.load(f"{folder}/monai.script")(x), wanted)
+torch.testing.assert_close(torch.load(f"{folder}/monai.pickle", weights_only=False)(x), wanted)
+try:
+    torch.load(f"{folder}/decomposed.pickle", weights_only=False)
+except ImportError:
+    print("done")
+"""
+
+
+def test_a_recomposed_network_runs_where_this_package_cannot_be_imported(tmp_path):
+    torch.manual_seed(0)
+    networks = {
+        "plain": (nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2)), (1, 8, 8)),
+        "monai": (DenseNet(2, 1, 2, init_features=8, growth_rate=4, block_config=(2, 2), bn_size=2), (1, 32, 32)),
+    }
+    for name, (network, shape) in networks.items():
+        decomposed = mbp.decompose(network.eval())
+        mbp.prune_(decomposed, mbp.SingularValueImportance(decomposed).scores(), mbp.Budget(bases=0.5))
+        plain = mbp.recompose(decomposed)
+        assert all(not type(module).__module__.startswith("monai_basisprune") for module in plain.modules())
+        assert any(isinstance(m, nn.Sequential) and len(m) == 2 for m in plain.modules())
+        x = torch.rand(1, *shape)
+        with torch.no_grad():
+            torch.save((x, plain(x)), tmp_path / f"{name}.values")
+        torch.save(plain, tmp_path / f"{name}.pickle")
+        torch.jit.save(torch.jit.script(plain), tmp_path / f"{name}.script")
+        torch.save(decomposed, tmp_path / "decomposed.pickle")
+    environment = {**os.environ, "PYTHONPATH": str(Path(mbp.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_THE_PACKAGE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "done"
+
+
+def test_a_recomposed_network_has_ordinary_parameter_names_in_its_state_dict():
+    network = pruned_classifier()
+    plain = mbp.recompose(network)
+    stored = io.BytesIO()
+    torch.save(plain.state_dict(), stored)
+    stored.seek(0)
+    names = set(torch.load(stored, weights_only=True))
+    assert not any("scaling" in name or "basis" in name for name in names)
+
+
+def test_training_goes_on_after_decomposition():
+    torch.manual_seed(0)
+    network = mbp.decompose(ResNet("basic", [1] * 4, [4, 8, 12, 16], 2, 1, num_classes=2))
+    frozen = {name: p.detach().clone() for name, p in network.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.01)
+    x, labels = torch.rand(8, 1, 32, 32), torch.arange(8) % 2
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(x), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    parameters = dict(network.named_parameters())
+    assert frozen
+    assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
