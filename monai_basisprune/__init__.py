@@ -22,7 +22,13 @@ from .layers import BasisScalingConv, DecomposedConv
 from .persistence import build_pruned, load_pruned, save_pruned
 from .plan import PruningPlan
 from .pruning import PruneResult, prune_, select_bases
-from .training import freeze_norm_statistics_, freeze_weights_, recalibrate_norm_statistics_, trainable_parameters
+from .training import (
+    freeze_norm_statistics_,
+    freeze_weights_,
+    recalibrate_norm_statistics_,
+    round_schedule,
+    trainable_parameters,
+)
 
 __all__ = [
     "BasisPruneError",
@@ -52,6 +58,7 @@ __all__ = [
     "prune_",
     "recalibrate_norm_statistics_",
     "recompose",
+    "round_schedule",
     "save_pruned",
     "select_bases",
     "trainable_parameters",

@@ -116,7 +116,7 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
         original = sum(layer.max_rank for _, layer in layers)
         total = sum(layer.rank() for _, layer in layers)
         slot = {name: layer.groups for name, layer in layers}
-        return NetworkCost(original, total, original * (1 - share), slot, None)
+        return NetworkCost(original, total, _allowed(original, share), slot, None)
     if budget.quantity == "macs":
         assert budget.input_shape is not None
         positions, everything = _positions(network, budget.input_shape)
@@ -129,7 +129,12 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
     dense = {name: positions[name] * layer.original_weights() for name, layer in layers}
     total = rest + sum(min(slot[name] * (layer.rank() // layer.groups), dense[name]) for name, layer in layers)
     original = rest + sum(dense.values())
-    return NetworkCost(original, total, original * (1 - share), slot, dense)
+    return NetworkCost(original, total, _allowed(original, share), slot, dense)
+
+
+def _allowed(original: int, share: float) -> float:
+    # 40 * (1 - 0.9) is 3.9999999999999996; rounding must not cost a basis more
+    return original * (1 - share) + 1e-12 * original
 
 
 def _positions(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], int]:
@@ -138,8 +143,15 @@ def _positions(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[s
     handles = []
     for name, layer in decomposed_layers(network):
 
-        def count(module: nn.Module, args: object, output: torch.Tensor, name: str = name) -> None:
-            positions[name] += output.numel() // (output.shape[0] * output.shape[1])
+        def count(
+            module: nn.Module,
+            args: object,
+            output: torch.Tensor,
+            name: str = name,
+            channels: int = layer.out_channels,
+        ) -> None:
+            # of all images and slices that a network makes of one input, with or without a batch dimension
+            positions[name] += output.numel() // channels
 
         handles.append(layer.register_forward_hook(count))
     counter = FlopCounterMode(display=False)
@@ -147,7 +159,7 @@ def _positions(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[s
         x = example_input(network, input_shape)
         with evaluation_mode(network), torch.no_grad(), counter:
             network(x)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{type(network).__name__} cannot process the budget's input_shape={input_shape}: {error}"
         ) from error

@@ -8,10 +8,22 @@ from typing import Any
 
 from .errors import ConfigurationError
 
-__all__ = ["SELECTION_RULES", "CurvePoint", "PruningCurve"]
+__all__ = ["SELECTION_RULES", "CurvePoint", "PruningCurve", "check_selection"]
 
 SELECTION_RULES = ("point", "interval")
 """How the smallest network is chosen: by the AUC itself, or by the interval of its difference."""
+
+
+def check_selection(margin: float, rule: str) -> None:
+    """Check, before any training, how a network is to be chosen; see :meth:`PruningCurve.smallest`.
+
+    Raises:
+        ConfigurationError: if the margin is no loss of AUC, or the rule is unknown.
+    """
+    if rule not in SELECTION_RULES:
+        raise ConfigurationError(f"selection must be one of {SELECTION_RULES}, got {rule!r}.")
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < 1:
+        raise ConfigurationError(f"margin must be a loss of AUC, at least 0 and below 1, got {margin!r}.")
 
 
 @dataclass(frozen=True)
@@ -71,13 +83,17 @@ class PruningCurve:
             the evaluation, and the reason in words. It is the unpruned network where no other qualifies.
 
         Raises:
-            ConfigurationError: if the rule is unknown or the curve is empty.
+            ConfigurationError: if the rule is unknown, the curve is empty, or it does not start unpruned.
         """
-        if rule not in SELECTION_RULES:
-            raise ConfigurationError(f"selection must be one of {SELECTION_RULES}, got {rule!r}.")
+        check_selection(margin, rule)
         if not self.points:
             raise ConfigurationError(
                 "The pruning curve is empty: no evaluation was recorded, so nothing can be chosen."
+            )
+        if self.points[0].parameter_reduction > 0:
+            raise ConfigurationError(
+                "The first evaluation of the pruning curve is of a pruned network, so there is nothing to compare "
+                "with: evaluate the network before the first cut."
             )
         bound = "difference" if rule == "point" else "low"
         fitting = [

@@ -82,7 +82,7 @@ def decompose(
     """
     if basis != "weight":
         raise ValueError(f"basis must be 'weight', got {basis!r}.")
-    layers = dict(_convolutions(network))
+    layers = {name: module for name, module in _convolutions(network) if not isinstance(module, DecomposedConv)}
     reasons = skip_reasons(network)
     candidates = [name for name in layers if name not in reasons]
     chosen = set(candidates)
@@ -186,7 +186,11 @@ def _skip_reason(convolution: nn.Module, owners: Counter[int]) -> str | None:
     plain: Any = next(t for t in SUPPORTED_CONVOLUTIONS if isinstance(convolution, t))
     if any(_is_lazy(p) for p in module.parameters()):
         return "lazy layer without a shape yet: run one forward pass first"
-    if kind.forward is not plain.forward or kind._conv_forward is not plain._conv_forward:
+    if (
+        kind.forward is not plain.forward
+        or kind._conv_forward is not plain._conv_forward
+        or not {"forward", "_conv_forward"}.isdisjoint(vars(module))
+    ):
         return f"{type(module).__name__} has a forward pass of its own"
     if not module.weight.is_floating_point():
         return f"its weight is of type {module.weight.dtype}"
@@ -218,7 +222,10 @@ def _match(patterns: Sequence[str] | str, names: list[str], argument: str, requi
     matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if isinstance(patterns, str):
-            found = {name for name in names if re.fullmatch(pattern, name)}
+            try:
+                found = {name for name in names if re.fullmatch(pattern, name)}
+            except re.error as error:
+                raise LayerSelectionError(f"{argument}: {pattern!r} is no regular expression: {error}.") from error
         else:
             found = {name for name in names if f".{name}".endswith(f".{pattern}") or name.startswith(f"{pattern}.")}
         if not found:
@@ -236,4 +243,9 @@ def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]
     What is replaced is never copied, so the peak of memory stays near the size of the two networks.
     """
     memo: dict[int, object] = {id(old): new for old, new in replacements.items()}
+    for module in network.modules():
+        for value in vars(module).values():
+            # the weight that an old-style weight or spectral norm computed; it is computed anew at the next pass
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     return copy.deepcopy(network, memo)

@@ -175,12 +175,13 @@ class TaylorImportance(_Importance):
         Raises:
             ValueError: if it belongs to a network with other layers or ranks.
         """
-        self.reset()
-        if dict(state["ranks"]) != self._ranks:
+        ranks = {name: layer.rank() for name, layer in decomposed_layers(self.network)}
+        if dict(state["ranks"]) != ranks:
             differing = sorted(
-                name for name in {*state["ranks"], *self._ranks} if state["ranks"].get(name) != self._ranks.get(name)
+                name for name in {*state["ranks"], *ranks} if state["ranks"].get(name) != ranks.get(name)
             )
             raise ValueError(f"The saved Taylor sums belong to a network with other ranks: {differing} differ.")
+        self.reset()
         self.batches = int(state["batches"])
         saved = state["sum"]
         device = self._layers[0][1].scaling.scaling_factors.device

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,21 @@ __all__ = ["SUPPORTED_CONVOLUTIONS", "BasisScalingConv", "DecomposedConv"]
 
 SUPPORTED_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layer types that can be decomposed."""
+
+
+def kept_bases_problem(kept: Sequence[int], max_rank: int, groups: int) -> str | None:
+    """Return what keeps a list of bases from being what is left of a layer, or None."""
+    if not kept:
+        return "keeps no basis"
+    if max(kept) >= max_rank:
+        return f"keeps basis {max(kept)}, there are {max_rank}"
+    if list(kept) != sorted(set(kept)):
+        return f"its bases {list(kept)} are not in rising order"
+    counts = Counter(basis // (max_rank // groups) for basis in kept)
+    if len(counts) != groups or len(set(counts.values())) != 1:
+        return f"its {groups} groups keep different numbers of bases in {list(kept)}"
+    return None
+
 
 Slicer = Callable[[torch.Tensor], torch.Tensor]
 """Takes the part that is kept of any tensor with the shape of one parameter."""

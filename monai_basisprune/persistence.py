@@ -15,7 +15,7 @@ from torch import nn
 from .decomposition import replace_modules, skip_reasons
 from .errors import PlanMismatchError
 from .files import sha256_of, write_atomically
-from .layers import SUPPORTED_CONVOLUTIONS, DecomposedConv
+from .layers import SUPPORTED_CONVOLUTIONS, DecomposedConv, kept_bases_problem
 from .plan import PruningPlan, architecture_of, convolution_geometry
 
 __all__ = ["build_pruned", "load_pruned", "plan_path", "save_pruned"]
@@ -55,20 +55,20 @@ def build_pruned(
             problems.append(f"{name}: the network has no such convolution")
         elif name in reasons:
             problems.append(f"{name}: cannot be decomposed, {reasons[name]}")
-        elif not problems and convolution_geometry(modules[name]) != layer.geometry:
-            found = convolution_geometry(modules[name])
+        elif (found := convolution_geometry(modules[name])) != layer.geometry:
             differing = {key: found.get(key) for key in layer.geometry if found.get(key) != layer.geometry[key]}
             problems.append(
                 f"{name}: differs in {differing}, the plan has { {k: layer.geometry[k] for k in differing} }"
             )
-        elif not problems:
+        else:
             try:
                 new = DecomposedConv(modules[name], rank=len(layer.kept_bases))
             except ValueError as error:
                 problems.append(f"{name}: {error}")
                 continue
-            if max(layer.kept_bases) >= new.max_rank:
-                problems.append(f"{name}: keeps basis {max(layer.kept_bases)}, there are {new.max_rank}")
+            problem = kept_bases_problem(layer.kept_bases, new.max_rank, new.groups)
+            if problem is not None:
+                problems.append(f"{name}: {problem}")
             new.kept_bases = list(layer.kept_bases)
             pruned[modules[name]] = new
     if problems:
@@ -91,8 +91,13 @@ def save_pruned(network: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     plan = PruningPlan.from_network(network)
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
-    replace(plan, weights_sha256=sha256_of(path)).save(plan_path(path))
+
+    def write(temporary: Path) -> None:
+        torch.save(state, temporary)
+        # the plan takes its place first: where it cannot be written, the earlier weights stay as well
+        replace(plan, weights_sha256=sha256_of(temporary)).save(plan_path(path))
+
+    write_atomically(path, write)
 
 
 def load_pruned(
@@ -129,6 +134,11 @@ def load_pruned(
     found = {name: list(tensor.shape) for name, tensor in state.items()}
     wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     problems = _differences(found, wanted)
+    problems += [
+        f"{name}: type {state[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in network.state_dict().items()
+        if name in state and state[name].dtype != tensor.dtype
+    ]
     if problems:
         lines = "\n".join(f"  - {line}" for line in problems)
         raise PlanMismatchError(f"{path} does not fit the pruned {type(network).__name__}:\n{lines}")
@@ -138,7 +148,9 @@ def load_pruned(
 
 def plan_path(path: str | os.PathLike[str]) -> Path:
     """Return where the plan of a weights file lies: ``model.plan.json`` for ``model.pt``."""
-    return Path(path).with_suffix(".plan.json")
+    path = Path(path)
+    # "pruned_0.75" has no ending: to cut it off would give "pruned_0.85" the same plan
+    return path.with_name((path.stem if path.suffix in (".pt", ".pth") else path.name) + ".plan.json")
 
 
 def _instantiate(network_def: nn.Module | Callable[[], nn.Module] | Mapping[str, Any]) -> nn.Module:

@@ -121,7 +121,7 @@ class PruningPlan:
             PlanMismatchError: if it is not a plan of this format version, or malformed; all problems are listed.
         """
         problems = [
-            f"  - {error.json_path}: {error.message[:200]}"
+            f"  - {error.json_path}: {_shortened(error.message)}"
             for error in Draft202012Validator(_SCHEMA).iter_errors(content)
         ]
         if problems:
@@ -147,9 +147,14 @@ class PruningPlan:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # too long a number is a ValueError of its own
             raise PlanMismatchError(f"{path} is not JSON, so it is no pruning plan: {error}") from error
         return cls.from_dict(content)
+
+
+def _shortened(message: str) -> str:
+    # the value comes first and may be long, the reason last
+    return message if len(message) <= 200 else f"{message[:100]} … {message[-90:]}"
 
 
 def convolution_geometry(convolution: nn.Module) -> dict[str, Any]:
@@ -166,7 +171,9 @@ def convolution_geometry(convolution: nn.Module) -> dict[str, Any]:
 
 def architecture_of(network: nn.Module) -> dict[str, list[int]]:
     """Return the shapes of the state dict that the network had before it was decomposed."""
-    decomposed = {name: m for name, m in network.named_modules() if isinstance(m, DecomposedConv)}
+    # a module that has two names stands twice in the state dict
+    named = network.named_modules(remove_duplicate=False)
+    decomposed = {name: m for name, m in named if isinstance(m, DecomposedConv)}
     inside = tuple(f"{name}." if name else "" for name in decomposed)
     shapes = {
         key: list(tensor.shape)

@@ -119,20 +119,22 @@ def prune_(
         True
     """
     kept = select_bases(network, scores, budget)
-    removed = keep_bases_(network, kept, optimizer)
+    # all that can raise comes before the cut
     parameters = network_cost(network, Budget(parameters=0.0))
-    bases = sum(layer.rank() for _, layer in decomposed_layers(network))
-    macs = (
-        None if budget.input_shape is None else network_cost(network, Budget(macs=0.0, input_shape=budget.input_shape))
-    )
+    parameters_left = _left(network, parameters, kept)
+    macs = macs_left = None
+    if budget.input_shape is not None:
+        macs = network_cost(network, Budget(macs=0.0, input_shape=budget.input_shape))
+        macs_left = _left(network, macs, kept)
+    removed = keep_bases_(network, kept, optimizer)
     return PruneResult(
         kept=kept,
         removed_bases=removed,
-        bases=bases,
-        parameters=parameters.total,
-        parameter_reduction=parameters.reduction(parameters.total),
-        macs=None if macs is None else macs.total,
-        mac_reduction=None if macs is None else macs.reduction(macs.total),
+        bases=sum(layer.rank() for _, layer in decomposed_layers(network)),
+        parameters=parameters_left,
+        parameter_reduction=parameters.reduction(parameters_left),
+        macs=macs_left,
+        mac_reduction=None if macs is None or macs_left is None else macs.reduction(macs_left),
     )
 
 
@@ -177,13 +179,19 @@ def check_budget(network: nn.Module, budget: Budget) -> None:
     """
     if budget.threshold is None:
         cost = network_cost(network, budget)
-        least = cost.total - sum(
-            cost.saving(name, slots)
-            for name, layer in decomposed_layers(network)
-            for slots in range(layer.rank() // layer.groups, 1, -1)
-        )
+        least = _left(network, cost, {name: range(layer.groups) for name, layer in decomposed_layers(network)})
         if least > cost.allowed:
             raise BudgetError(_impossible(budget, cost, least))
+
+
+def _left(network: nn.Module, cost: NetworkCost, kept: Mapping[str, Sequence[int]]) -> int:
+    """Return what the network will cost when these bases are left."""
+    return cost.total - sum(
+        cost.saving(name, slots)
+        for name, layer in decomposed_layers(network)
+        if name in kept
+        for slots in range(layer.rank() // layer.groups, len(kept[name]) // layer.groups, -1)
+    )
 
 
 def _check_scores(layers: Mapping[str, DecomposedConv], scores: Mapping[str, torch.Tensor]) -> None:

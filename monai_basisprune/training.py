@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "freeze_norm_statistics_",
     "freeze_weights_",
     "recalibrate_norm_statistics_",
+    "round_schedule",
     "trainable_parameters",
 ]
 
@@ -77,6 +79,35 @@ def freeze_weights_(network: nn.Module, head: Sequence[str] | str | None = None)
     return trainable
 
 
+def round_schedule(
+    optimizer: torch.optim.Optimizer, transfer_steps: int, round_steps: int, floor: float = 0.05
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Let the learning rate fall by a cosine during the transfer, and anew during each round of pruning.
+
+    A cut needs large steps to recover from, and an evaluation that means something needs small ones before it.
+
+    Args:
+        optimizer: the optimizer; its learning rate is where each cosine starts.
+        transfer_steps: optimizer steps before the first cut.
+        round_steps: optimizer steps of each round.
+        floor: where each cosine ends, as a share of the learning rate.
+
+    Returns:
+        a scheduler to call ``step()`` on after each step of the optimizer.
+    """
+    if transfer_steps < 1 or round_steps < 1 or not 0 <= floor <= 1:
+        raise ValueError(
+            f"transfer_steps and round_steps must be at least 1 and floor in [0, 1], got {transfer_steps}, "
+            f"{round_steps} and {floor}."
+        )
+
+    def factor(step: int) -> float:
+        done = step / transfer_steps if step < transfer_steps else (step - transfer_steps) % round_steps / round_steps
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def freeze_norm_statistics_(network: nn.Module) -> list[RemovableHandle]:
     """Keep every batch norm with running statistics in evaluation mode, whatever ``network.train()`` says.
 
@@ -101,11 +132,13 @@ def recalibrate_norm_statistics_(network: nn.Module, batches: Iterable[torch.Ten
         the number of batches that were used.
 
     Raises:
-        ValueError: if there are no batches; the statistics are then unchanged.
+        ValueError: if there are no batches, or the norms are frozen; whatever is raised, the statistics are then
+            unchanged.
     """
     norms = _running_norms(network)
     modes = {module: module.training for module in network.modules()}
     momenta = {norm: norm.momentum for norm in norms}
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
     device = next(network.parameters()).device
     used = 0
     try:
@@ -118,7 +151,17 @@ def recalibrate_norm_statistics_(network: nn.Module, batches: Iterable[torch.Ten
                         norm.momentum = None  # a cumulative average
                         norm.train()
                 network(batch.to(device))
+                if not all(norm.training for norm in norms):
+                    raise ValueError(
+                        "recalibrate_norm_statistics_ found norms that are frozen: call remove() on the handles of "
+                        "freeze_norm_statistics_ first."
+                    )
                 used += 1
+    except BaseException:
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers(recurse=False):
+                buffer.copy_(buffers[name])
+        raise
     finally:
         for module, mode in modes.items():
             module.training = mode

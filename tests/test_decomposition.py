@@ -335,7 +335,9 @@ def test_targets_and_excludes_choose_by_name(target, exclude, chosen):
         assert status.skipped == wanted
 
 
-@pytest.mark.parametrize("target", [["nowhere"], "nowhere", ["conv1", "nowhere"], ["conv"], ["layer"]])
+@pytest.mark.parametrize(
+    "target", [["nowhere"], "nowhere", ["conv1", "nowhere"], ["conv"], ["layer"], "layer1", "onv1"]
+)
 def test_a_target_that_matches_nothing_is_an_error_that_names_it_and_the_candidates(target):
     pattern = target if isinstance(target, str) else target[-1]
     network = Nested()
@@ -386,7 +388,7 @@ def test_a_network_without_convolutions_to_decompose_is_an_error_with_the_reason
 
 def test_a_target_that_cannot_be_decomposed_is_refused_by_name():
     network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3))
-    with pytest.raises(mbp.LayerSelectionError, match="target_modules=\\['0'\\].*Left alone: 0: depthwise"):
+    with pytest.raises(mbp.LayerSelectionError, match=r"target_modules=\['0'\].*Left alone: 0: depthwise"):
         mbp.decompose(network, target_modules=["0"])
 
 

@@ -1,25 +1,67 @@
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from monai_basisprune.files import write_atomically
+from monai_basisprune.files import sha256_of, write_atomically
 
 
-def test_writes_text_and_bytes_and_makes_the_folder(tmp_path: Path) -> None:
-    assert write_atomically(tmp_path / "a" / "b.txt", "µ").read_bytes() == "µ".encode()
-    assert write_atomically(str(tmp_path / "c.bin"), b"\x00").read_bytes() == b"\x00"
+@pytest.mark.parametrize("content", ["täxt µ\n", b"\x00\xff"])
+def test_text_and_bytes_are_written_as_they_are_and_folders_are_made(tmp_path: Path, content: str | bytes) -> None:
+    target = tmp_path / "new folder" / "deeper" / "file"
+    assert write_atomically(target, content) == target
+    assert target.read_bytes() == (content.encode("utf-8") if isinstance(content, str) else content)
+    assert write_atomically(str(target), "second") == target
+    assert target.read_text(encoding="utf-8") == "second"
+    assert os.listdir(target.parent) == ["file"]
+
+
+def test_a_function_writes_beside_the_final_place(tmp_path: Path) -> None:
+    target, seen = tmp_path / "weights.pt", []
+    target.write_text("earlier", encoding="utf-8")
+
+    def write(temporary: Path) -> None:
+        seen.append((temporary, target.read_text(encoding="utf-8")))
+        torch.save({"a": torch.ones(3)}, temporary)
+
+    write_atomically(target, write)
+    ((temporary, earlier),) = seen
+    assert temporary.parent == tmp_path
+    assert temporary != target
+    assert earlier == "earlier"
+    assert torch.load(target, weights_only=True)["a"].tolist() == [1, 1, 1]
+    assert os.listdir(tmp_path) == ["weights.pt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_earlier_file_survives_a_failing_write_and_nothing_is_left_over(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    target = tmp_path / "file"
+    target.write_text("earlier", encoding="utf-8")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half of", encoding="utf-8")
+        raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        write_atomically(target, write)
+    assert target.read_text(encoding="utf-8") == "earlier"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_failure_leaves_the_earlier_file_and_nothing_else(
+def test_a_full_disk_leaves_the_earlier_file_and_nothing_else(
     function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_atomically(tmp_path / "study.json", "earlier")
@@ -53,10 +95,28 @@ def test_killed_in_the_middle_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-def test_colleagues_can_read_it(tmp_path: Path) -> None:
-    before = os.umask(0o022)
+def test_a_folder_in_the_place_of_the_file_is_an_error_and_nothing_is_left_over(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "file", "text")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of files are those of POSIX")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_colleagues_may_read_the_file_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    earlier = os.umask(umask)
     try:
-        assert write_atomically(tmp_path / "x", "x").stat().st_mode & 0o777 == 0o644
+        write_atomically(tmp_path / "text", "text")
+        write_atomically(tmp_path / "written", lambda temporary: temporary.write_text("text", encoding="utf-8"))
     finally:
-        os.umask(before)
+        os.umask(earlier)
+    for name in ("text", "written"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_sha256_is_that_of_the_whole_content(tmp_path: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()

@@ -109,6 +109,14 @@ def test_singular_values_do_not_look_at_the_scaling_factors_and_survive_a_cut():
         torch.testing.assert_close(after[name], before[name][result.kept[name]])
 
 
+def test_singular_values_count_the_norms_of_both_halves():
+    network = mbp.decompose(tiny_classifier())
+    before = mbp.SingularValueImportance(network).scores()
+    network.grouped.basis.weight.data[3] *= 4
+    network.grouped.scaling.weight.data[:4, 3] /= 4
+    torch.testing.assert_close(mbp.SingularValueImportance(network).scores(), before)
+
+
 def test_scaling_importance_is_the_magnitude_of_the_scaling_factors():
     network = decomposed()
     network.stem.scaling.scaling_factors.data = torch.tensor([1.0, -3.0, 0.0, 0.5, -0.25, 2.0])

@@ -211,7 +211,7 @@ def test_bases_that_are_kept_are_those_at_their_positions():
     layer.scaling.scaling_factors.data.normal_()
     basis, scaling = layer.basis.weight.clone(), layer.scaling.weight.clone()
     factors, bias = layer.scaling.scaling_factors.clone(), layer.scaling.bias.clone()
-    calls = []
+    frozen, calls = [p.requires_grad for p in layer.parameters()], []
     layer.keep_bases_([0, 2, 3, 4], lambda old, new, slicer: calls.append((old, new, slicer)))
     assert torch.equal(layer.basis.weight, torch.stack([basis[0], basis[2], basis[3], basis[4]]))
     assert torch.equal(layer.scaling.scaling_factors, factors[[0, 2, 3, 4]])
@@ -219,6 +219,7 @@ def test_bases_that_are_kept_are_those_at_their_positions():
     assert torch.equal(layer.scaling.weight[3:], scaling[3:][:, [0, 1]])
     assert torch.equal(layer.scaling.bias, bias)
     assert layer.kept_bases == [0, 2, 3, 4]
+    assert [p.requires_grad for p in layer.parameters()] == frozen == [False, False, True, True]
     assert layer.basis.out_channels == layer.scaling.in_channels == 4
     assert [tuple(new.shape) for _, new, _ in calls] == [(4, 2, 3, 3), (6, 2, 1, 1), (4,)]
     for old, new, slicer in calls:

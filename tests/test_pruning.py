@@ -200,6 +200,12 @@ def test_between_equal_scores_the_lower_singular_value_goes_and_layers_share():
     assert mbp.select_bases(network, dict(reversed(scores.items())), mbp.Budget(bases=0.5)) == kept
 
 
+def test_between_equal_scores_the_place_within_the_layer_decides():
+    network = mbp.decompose(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)))
+    scores = {"0": torch.tensor([1.0, 1, 1, 0]), "1": torch.tensor([9.0, 9, 9, 1])}
+    assert mbp.select_bases(network, scores, mbp.Budget(bases=0.25)) == {"0": [0, 1, 2], "1": [0, 1, 2]}
+
+
 def test_at_least_one_basis_of_each_group_stays():
     network = mbp.decompose(tiny_classifier())
     result = mbp.prune_(network, mbp.ScalingImportance(network).scores(), mbp.Budget(threshold=float("inf")))
@@ -231,6 +237,14 @@ def test_a_budget_that_cannot_be_met_names_the_largest_and_changes_nothing():
     assert same_bits(snapshot(network), before)
     assert all(new is old for new, old in zip(optimizer.param_groups[0]["params"], held, strict=True))
     assert mbp.prune_(network, scores, mbp.Budget(parameters=0.6307)).parameters == 113
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.9, 4), (0.7, 12), (0.8, 8), (0.35, 26)])
+def test_a_budget_that_can_be_met_exactly_is_met_exactly(share, left):
+    # 40 · (1 - 0.9) is 3.9999999999999996 in floating point, which must not cost a basis more
+    network = mbp.decompose(nn.Sequential(nn.Conv2d(2, 4, 2), nn.Conv2d(4, 12, 2), nn.Conv2d(12, 24, 3)))
+    result = mbp.prune_(network, mbp.SingularValueImportance(network).scores(), mbp.Budget(bases=share))
+    assert result.bases == left
 
 
 def test_all_problems_of_scores_are_listed_and_nothing_is_changed():
@@ -278,7 +292,7 @@ def test_no_scores_at_all_are_refused_with_the_layers_there_are():
 def test_where_pruning_raises_nothing_was_cut(network, budget):
     decomposed = mbp.decompose(network)
     ranks = [layer.rank() for _, layer in decomposed_layers(decomposed)]
-    with pytest.raises(ValueError, match="cannot process the budget's input_shape|uninitialized parameter"):
+    with pytest.raises(ValueError, match=r"cannot process the budget's input_shape|uninitialized parameter"):
         mbp.prune_(decomposed, mbp.SingularValueImportance(decomposed).scores(), budget)
     assert [layer.rank() for _, layer in decomposed_layers(decomposed)] == ranks
 
@@ -363,7 +377,9 @@ def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_next_step_is_that_of_an_optimizer_with_state_sliced_by_hand(name):
     network = mbp.decompose(tiny_classifier()).eval()
-    trained = {key: p for key, p in network.named_parameters() if any(p is q for q in mbp.trainable_parameters(network))}
+    trained = {
+        key: p for key, p in network.named_parameters() if any(p is q for q in mbp.trainable_parameters(network))
+    }
     optimizer = OPTIMIZERS[name](list(trained.values()))
     train(network, optimizer, 3)
     scores = {"stem": torch.tensor([6.0, 1, 8, 2, 0, 7]), "grouped": torch.tensor([1.0, 4, 2, 3, 8, 5, 6, 7])}

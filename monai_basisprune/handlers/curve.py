@@ -52,7 +52,7 @@ class PruningCurveHandler:
         self.trainer = trainer
         self.curve = PruningCurve()
         self._collector = PredictionsHandler(patient_key, case_key=None)
-        self._reference: list[float] = []
+        self._reference: dict[str, list[Any]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register on a ``SupervisedEvaluator`` whose ``pred`` holds logits or probabilities of two classes."""
@@ -69,9 +69,23 @@ class PruningCurveHandler:
         layers = [layer for _, layer in decomposed_layers(self.network)]
         difference = None
         if all(layer.rank() == layer.max_rank for layer in layers):
-            self._reference = scores
+            self._reference = {"scores": scores, "labels": collected.labels, "patients": collected.patients}
         elif self._reference:
-            difference = asdict(compare_auc(collected.labels, self._reference, scores, patients, self.margin))
+            if [collected.labels, collected.patients] != [self._reference["labels"], self._reference["patients"]]:
+                raise ValueError(
+                    "The cases of this evaluation are others, or in another order, than those of the unpruned network, "
+                    "so the two cannot be compared case by case: use one validation set and do not shuffle it."
+                )
+            difference = asdict(
+                compare_auc(
+                    collected.labels,
+                    self._reference["scores"],
+                    scores,
+                    patients,
+                    self.margin,
+                    confidence=self.confidence,
+                )
+            )
         point = CurvePoint(
             epoch=int((self.trainer or engine).state.epoch),
             bases=sum(layer.rank() for layer in layers),
@@ -87,9 +101,9 @@ class PruningCurveHandler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points and the unpruned network's scores as plain data, for a checkpoint."""
-        return {"points": self.curve.to_list(), "reference": list(self._reference)}
+        return {"points": self.curve.to_list(), "reference": dict(self._reference)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.curve = PruningCurve.from_list(state["points"])
-        self._reference = list(state["reference"])
+        self._reference = dict(state["reference"])

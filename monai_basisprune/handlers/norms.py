@@ -53,6 +53,7 @@ class NormStatisticsHandler:
         if self.mode == "frozen":
             engine.add_event_handler(Events.STARTED, self._freeze)
             engine.add_event_handler(Events.COMPLETED, self._release)
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
         elif self.mode == "recalibrate":
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -63,6 +64,10 @@ class NormStatisticsHandler:
 
     def _freeze(self, engine: Engine) -> None:
         self._handles = freeze_norm_statistics_(self.network)
+
+    def _raise(self, engine: Engine, error: BaseException) -> None:
+        self._release(engine)
+        raise error  # a handler of this event silences what it does not raise again
 
     def _release(self, engine: Engine) -> None:
         for handle in self._handles:

@@ -63,7 +63,7 @@ class PredictionsHandler:
             prediction = torch.as_tensor(item[CommonKeys.PRED]).detach().cpu().double()
             self.predictions.outputs += prediction.reshape(-1, prediction.shape[-1] if prediction.ndim else 1).tolist()
             if item.get(CommonKeys.LABEL) is not None:
-                self.predictions.labels += torch.as_tensor(item[CommonKeys.LABEL]).reshape(-1).int().tolist()
+                self.predictions.labels += _classes(item[CommonKeys.LABEL])
         for item in batch if isinstance(batch, list) else [batch]:
             self.predictions.patients += _ids(item, self.patient_key)
             self.predictions.case_ids += _ids(item, self.case_key)
@@ -91,6 +91,13 @@ def positive_scores(outputs: torch.Tensor) -> torch.Tensor:
     return outputs[:, 0] if outputs.shape[1] == 1 else outputs[:, 1] - outputs[:, 0]
 
 
+def _classes(label: Any) -> list[int]:
+    labels = torch.as_tensor(label).reshape(-1)
+    if not torch.equal(labels, labels.round()):  # NaN is not equal to itself
+        raise ValueError(f"A label must be the number of a class, got {labels.tolist()}.")
+    return [int(one) for one in labels.tolist()]
+
+
 def _ids(item: Mapping[str, Any], key: str | None) -> list[str]:
     if key is None:
         return []
@@ -100,4 +107,6 @@ def _ids(item: Mapping[str, Any], key: str | None) -> list[str]:
             f"is none with patient_key=None or case_key=None."
         )
     ids = item[key]
-    return [ids] if isinstance(ids, str) else [str(one) for one in ids]
+    if isinstance(ids, torch.Tensor):
+        ids = ids.reshape(-1).tolist()
+    return [str(one) for one in ids] if isinstance(ids, (list, tuple)) else [str(ids)]

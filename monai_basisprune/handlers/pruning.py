@@ -14,6 +14,7 @@ from ..budgets import Budget
 from ..decomposition import decomposed_layers
 from ..errors import PlanMismatchError
 from ..importance import ScalingImportance, SingularValueImportance, TaylorImportance
+from ..layers import kept_bases_problem
 from ..pruning import PruneResult, check_budget, keep_bases_, prune_
 
 __all__ = ["PruningHandler"]
@@ -112,7 +113,11 @@ class PruningHandler:
         positions, problems = {}, []
         layers = dict(decomposed_layers(self.network))
         for name, bases in state["kept_bases"].items():
-            if name not in layers or not set(bases) <= set(layers[name].kept_bases):
+            if (
+                name not in layers
+                or not set(bases) <= set(layers[name].kept_bases)
+                or kept_bases_problem(bases, layers[name].max_rank, layers[name].groups) is not None
+            ):
                 problems.append(name)
             else:
                 positions[name] = [layers[name].kept_bases.index(basis) for basis in bases]

@@ -72,7 +72,7 @@ def prepare_cohort(
     fractions: Sequence[float] = (0.6, 0.2, 0.2),
     seed: int = 0,
     on_problem: Literal["raise", "skip"] = "raise",
-    synthetic_patients: int = 240,
+    synthetic_patients: int = 400,
     progress: bool = True,
 ) -> PreparedCohort:
     """Check a cohort and split it by patient; without a folder, make the synthetic one.

@@ -65,13 +65,20 @@ def load_pretrained(
                 f"/path/to/checkpoint.pt."
             )
         try:
-            source = imagenet_network()
+            # MONAI's loader leaves random, in silence, what its file lacks: that differs from one loading to another
+            source, again = imagenet_network().state_dict(), imagenet_network().state_dict()
         except (URLError, OSError, RuntimeError) as error:
             raise ConfigurationError(
                 f"The ImageNet weights of {type(network).__name__} could not be fetched ({error}). Without a "
                 f"connection, download them elsewhere and pass --pretrained /path/to/checkpoint.pt."
             ) from error
-        return transfer_weights(network, source.state_dict(), "the ImageNet weights")
+        random = [name for name in list(source)[:-2] if not torch.equal(source[name], again[name])]
+        if random:
+            raise ConfigurationError(
+                f"The ImageNet weights of {type(network).__name__} are incomplete, {random} would be random: remove "
+                f"the file that was fetched earlier and fetch it again, or pass --pretrained /path/to/checkpoint.pt."
+            )
+        return transfer_weights(network, source, "the ImageNet weights")
     path = Path(pretrained)
     if not path.is_file():
         raise ConfigurationError(
@@ -119,7 +126,7 @@ def transfer_weights(network: nn.Module, state: Mapping[str, torch.Tensor], orig
                 value = value.expand_as(tensor) / tensor.shape[1]
         if value.shape == tensor.shape:
             loaded[name] = value
-        elif name in head:
+        elif name in head and value.shape[1:] == tensor.shape[1:]:
             loaded[name] = tensor
             logger.info("%s differs in the number of classes and starts anew.", name)
         else:
@@ -139,8 +146,8 @@ def transfer_weights(network: nn.Module, state: Mapping[str, torch.Tensor], orig
 def pretrain_on_synthetic_task(
     network: nn.Module,
     image_size: int,
-    cases: int = 1536,
-    epochs: int = 3,
+    cases: int = 2400,
+    epochs: int = 5,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -173,7 +180,9 @@ def pretrain_on_synthetic_task(
         raise ConfigurationError(f"{type(network).__name__} has no linear head, so it cannot be pretrained here.")
     parent, _, name = linear[-1].rpartition(".")
     head: Any = pretrained.get_submodule(linear[-1])
-    new_head = nn.Linear(head.in_features, int(labels.max()) + 1).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new_head = nn.Linear(head.in_features, int(labels.max()) + 1).to(device)
     setattr(pretrained.get_submodule(parent), name, new_head)
     channels = next(p for p in pretrained.parameters() if p.ndim == 4).shape[1]
     optimizer = torch.optim.AdamW(pretrained.parameters(), lr=1e-3, weight_decay=1e-2)
@@ -209,7 +218,7 @@ def _state_dict(content: Any, name: str) -> Mapping[str, torch.Tensor]:
     if (
         not isinstance(content, Mapping)
         or not content
-        or not all(isinstance(value, torch.Tensor) for value in content.values())
+        or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items())
     ):
         raise ConfigurationError(
             f"The checkpoint {name!r} holds no state dict, neither alone nor under 'state_dict' or 'model'."

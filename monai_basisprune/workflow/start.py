@@ -109,7 +109,8 @@ def show_command(arguments: list[str]) -> str:
         shown.append(prefix + value)
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = module.name.removesuffix(".__main__") if module is not None else Path(arguments[0]).name
-    return " ".join(["python", "-m", name, *map(shlex.quote, shown)] if module else [name, *map(shlex.quote, shown)])
+    quoted = [f'"{text}"' if "'" in text and not set('"$`\\\\') & set(text) else shlex.quote(text) for text in shown]
+    return " ".join(["python", "-m", name, *quoted] if module else [name, *quoted])
 
 
 def _running_parser() -> ConfigParser | None:
