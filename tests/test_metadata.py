@@ -136,6 +136,7 @@ def started(kind: str, folder: Path) -> Iterator[ConfigWorkflow]:
     else:
         cohort = prepare_cohort(write_cohort(folder / "images", patients=16), folder, progress=False)
         shutil.copyfile(cohort.datalist_file, folder / "datalist.json")
+        (folder / "study.json").write_text("{}")
         carried = {"image_size": 8, "image_channels": 1, "intensity_mean": 0.4, "intensity_std": 0.2}
         script, names = torch.jit.script(tiny_classifier()), {"class_names": ["a", "b"]}
         save_net_with_metadata(script, str(folder / "model.ts"), include_config_vals=False, meta_values=carried | names)
@@ -166,15 +167,6 @@ def test_the_properties_that_monai_requires_are_there(kind: str, tmp_path: Path)
         assert ("trainer" in required) is (kind in ("train", "prune"))
         assert workflow.version == METADATA["version"]
         assert workflow.run_id in workflow.parser
-
-
-@pytest.mark.xfail(
-    strict=True, reason="MONAI's check of optional properties stops at components written in place, and '#' for '::'"
-)
-@pytest.mark.parametrize("kind", ["train", "prune", "inference", "evaluate"])
-def test_the_optional_properties_have_the_ids_that_monai_expects(kind: str, tmp_path: Path) -> None:
-    with started(kind, tmp_path) as workflow:
-        assert workflow.check_properties() == []
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)

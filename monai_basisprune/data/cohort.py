@@ -35,6 +35,7 @@ class Case:
         manufacturer: one of a list of known ones, "other" or ``None``.
         view_position: known code, "other" or ``None``.
         pixel_spacing: (row, column) in mm or ``None``.
+        image_sha256: SHA-256 of the size and the pixels as they are displayed, to tell later that it is this image.
     """
 
     image: str = field(repr=False)
@@ -48,6 +49,7 @@ class Case:
     manufacturer: str | None = None
     view_position: str | None = None
     pixel_spacing: tuple[float, float] | None = None
+    image_sha256: str | None = None
 
     def to_item(self) -> dict[str, Any]:
         """Return what a datalist holds of this case: JSON types, attributes only where present."""
@@ -57,7 +59,7 @@ class Case:
             "case_id": self.case_id,
             "patient_id": self.patient_id,
         }
-        for name in ("sex", "age", "manufacturer", "view_position"):
+        for name in ("sex", "age", "manufacturer", "view_position", "image_sha256"):
             if (value := getattr(self, name)) is not None:
                 item[name] = value
         if self.pixel_spacing is not None:
@@ -134,6 +136,7 @@ def _build(
                 patient_id=pseudonym(salt, "patient", patients[record.position]),
                 sop_instance_uid=uid,
                 section=rows[record.position][0].section,
+                image_sha256=record.digest,
                 **record.attributes,
             )
         )

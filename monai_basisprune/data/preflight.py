@@ -30,8 +30,11 @@ from monai_basisprune.errors import CohortError
 
 __all__ = ["FileRecord", "Problem", "cross_check", "inspect_file", "inspect_files", "list_files"]
 
-IGNORED_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".md", ".log", ".xml", ".html", ".pdf", ".yaml", ".yml", ".xlsx")
-IGNORED_NAMES = ("dicomdir", "salt", "license", "readme", "thumbs.db", "desktop.ini")
+IGNORED_SUFFIXES = (
+    *(".csv", ".tsv", ".txt", ".json", ".md", ".log", ".xml", ".html", ".pdf", ".yaml", ".yml", ".xlsx"),
+    *(".pt", ".pth", ".ts", ".svg"),  # results, where their folder lies inside that of the images
+)
+IGNORED_NAMES = ("dicomdir", "salt", "curve.png", "license", "readme", "thumbs.db", "desktop.ini")
 VOLUME_MODALITIES = ("CT", "MR", "PT")
 _MOST_WORKERS = 4
 

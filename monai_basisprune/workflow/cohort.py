@@ -125,7 +125,17 @@ def prepare_cohort(
 
 
 def working_folder(output_dir: str | os.PathLike[str]) -> Path:
-    """Return the folder for what a run writes before its end, and make it."""
+    """Return the folder for what a run writes before its end, and make it.
+
+    Raises:
+        ConfigurationError: if it cannot be made.
+    """
     work = Path(output_dir) / "work"
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"output_dir cannot be used as a folder ({type(error).__name__}): pass --output_dir with a folder that can "
+            f"be written to."
+        ) from None
     return work

@@ -6,18 +6,21 @@ import csv
 import json
 import os
 import warnings
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import DataLoader, Dataset, load_net_with_metadata
+from monai.data import DataLoader, Dataset
+from monai.data.torchscript_utils import METADATA_FILENAME
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from ..data import load_split
-from ..data.preflight import inspect_files, list_files
+from ..data.preflight import cross_check, inspect_files, list_files
 from ..errors import CohortError, ConfigurationError
 from ..evidence import auc_interval
 from ..files import write_atomically
@@ -90,18 +93,42 @@ def evaluation_cases(
         CohortError: if the cases cannot be read.
     """
     output = Path(output_dir)
-    if not (output / "datalist.json").is_file():
-        raise ConfigurationError(
-            "There is no datalist.json in output_dir: run `python -m monai.bundle run prune` first, or pass "
-            "--output_dir with the folder that it wrote."
-        )
+    _require(output, "datalist.json")
     if dataset_dir is None:
         dataset_dir = output / "work" / "synthetic_cohort"
-        if not dataset_dir.is_dir() or not load_study(output / "study.json")["data"]["synthetic"]:
-            raise ConfigurationError(
-                "The result in output_dir was made with images of your own: pass --dataset_dir with their folder."
-            )
-    return load_split(output / "datalist.json", section, dataset_dir)
+        own = "The result in output_dir was made with images of your own: pass --dataset_dir with their folder."
+        if not dataset_dir.is_dir():
+            raise ConfigurationError(own)
+        _require(output, "study.json")
+        if not load_study(output / "study.json")["data"]["synthetic"]:
+            raise ConfigurationError(own)
+    cases = load_split(output / "datalist.json", section, dataset_dir)
+    _check_images(json.loads((output / "datalist.json").read_text(encoding="utf-8"))[section], Path(dataset_dir))
+    return cases
+
+
+def _require(output: Path, name: str) -> None:
+    if not (output / name).is_file():
+        raise ConfigurationError(
+            f"There is no {name} in output_dir: run `python -m monai.bundle run prune` first, or pass --output_dir "
+            f"with the folder that it wrote."
+        )
+
+
+def _check_images(items: Sequence[Mapping[str, Any]], root: Path) -> None:
+    """Check that the files are still the images that the run saw; their names alone do not tell."""
+    records = inspect_files(root, [root / item["image"] for item in items], progress=False)
+    other = [
+        f"case {item['case_id']}"
+        for item, record in zip(items, records, strict=True)
+        if item.get("image_sha256") not in (None, record.digest)
+    ]
+    if other:
+        raise CohortError(
+            "dataset_dir holds other images under the names that the run read; pass the folder that the result was "
+            "made with.",
+            other,
+        )
 
 
 def _load(output_dir: str | os.PathLike[str], device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
@@ -111,9 +138,15 @@ def _load(output_dir: str | os.PathLike[str], device: torch.device) -> tuple[nn.
             "There is no pruned network (model.ts) in output_dir: run `python -m monai.bundle run prune` first, or "
             "pass --output_dir with the folder that it wrote."
         )
+    carried = {METADATA_FILENAME: ""}
     try:
-        network, metadata, _ = load_net_with_metadata(str(path), map_location=device)
-    except (RuntimeError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # PyTorch does not look at the sums that the file holds
+        if broken is not None:
+            raise RuntimeError(f"the sum of {broken} is wrong")
+        network: nn.Module = torch.jit.load(str(path), map_location=device, _extra_files=carried)
+        metadata = json.loads(carried[METADATA_FILENAME] or "{}")
+    except (RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ConfigurationError(f"model.ts in output_dir cannot be read, it is damaged: {error}") from error
     return network, metadata
 
@@ -134,13 +167,17 @@ def list_radiographs(
     Raises:
         CohortError: if a file cannot be used, all of them listed, or if there is none.
     """
+    if on_problem not in ("raise", "skip"):
+        raise ConfigurationError(f"on_problem must be 'raise' or 'skip', found {on_problem!r}")
     if dataset_dir is None or not Path(dataset_dir).is_dir():
         raise CohortError("dataset_dir is not a folder; pass --dataset_dir with the folder that holds DICOM files.")
     root = Path(dataset_dir)
     paths, left_out = list_files(root)
     records = inspect_files(root, paths, progress)
-    problems = [f"{record.name}: {problem}" for record in records for problem in record.problems]
-    usable = [record for record in records if not record.problems]
+    found = cross_check(records)
+    problems = [str(problem) for problem in found]
+    bad = {position for problem in found for position in problem.positions}
+    usable = [record for record in records if record.position not in bad]
     if problems and on_problem == "raise":
         raise CohortError(
             f"{len(records) - len(usable)} of {len(records)} files cannot be used; repair or remove them, or pass "
@@ -192,6 +229,11 @@ def write_predictions(predictions: Predictions, class_names: Sequence[str], path
     outputs = torch.tensor(predictions.outputs, dtype=torch.float64)
     if not len(outputs) or len(outputs) != len(predictions.case_ids):
         raise CohortError(f"There are {len(outputs)} predictions for {len(predictions.case_ids)} cases.")
+    if outputs.shape[1] != len(class_names):
+        raise CohortError(
+            f"The network gives {outputs.shape[1]} outputs, there are {len(class_names)} class names: "
+            f"{list(class_names)}."
+        )
     sound = outputs.isfinite().all(dim=1) & ((outputs.sum(dim=1) - 1).abs() < 1e-3) & (outputs >= 0).all(dim=1)
     if not bool(sound.all()):
         broken = [case for case, good in zip(predictions.case_ids, sound.tolist(), strict=True) if not good]

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 from monai.bundle import ConfigParser
-from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
 from monai.utils import set_determinism
 
 from ..errors import BasisPruneError, ConfigurationError
@@ -23,7 +22,9 @@ __all__ = ["RunStart", "check_keys", "show_command", "start_run"]
 
 # "@key", "%key", and further levels behind "::" or "#", as monai.bundle writes references and macros
 _REFERENCE = re.compile(r"[@%](\w+)")
-_RESERVED = {"imports", "initialize", "run", "finalize", "bundle_root"}
+# their values name files and folders, whether these exist already or not
+_PATH_FLAGS = ("_dir", "_file", "_root")
+_RESERVED = {"imports", "initialize", "run", "finalize", "bundle_root", "save_execute_config"}
 
 
 class RunStart:
@@ -62,15 +63,13 @@ def start_run(seed: int | None = 0) -> RunStart:
 def check_keys(config: Mapping[str, Any]) -> None:
     """Check that every key at the top of a bundle's configuration is used: a misspelt override never is.
 
-    A key is used if another one refers to it, if MONAI's bundles define it, or if it is a list of steps to run.
+    A key is used if another one refers to it, if MONAI itself looks for it, or if it is a list of steps to run.
     Keys that start with an underscore are comments.
 
     Raises:
         ConfigurationError: naming every key that nothing uses, and the keys that are meant most likely.
     """
     used = set(_RESERVED)
-    for group in (TrainProperties, InferProperties, MetaProperties):
-        used.update(re.split("::|#", entry["id"])[0] for entry in group.values())
     for text in _texts(config):
         used.update(_REFERENCE.findall(text))
     unused = [
@@ -99,18 +98,35 @@ def show_command(arguments: list[str]) -> str:
     flag = ""
     for argument in arguments[1:]:
         value, prefix = argument, ""
-        if argument.startswith("--"):
+        if argument.startswith("-"):
             flag, equals, value = argument.partition("=")
             prefix = flag + equals
-        if flag == "--config_file":
-            value = re.sub(r"[^'\"\[\],\s]*?((?:[\w.-]+/){0,2}[\w.-]+\.(?:json|ya?ml))", r"\1", value)
-        elif "/" in value or "\\" in value or (value and Path(value).exists()):
+        if flag.endswith("config_file"):
+            value = re.sub(r"[^'\"\[\],]+", lambda path: _short_path(path.group()), value)
+        elif value and (flag.endswith(_PATH_FLAGS) or _is_path(value)):
             value = f"<{flag.lstrip('-') or 'path'}>"
         shown.append(prefix + value)
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = module.name.removesuffix(".__main__") if module is not None else Path(arguments[0]).name
+    name = module.name.removesuffix(".__main__") if module is not None else Path("".join(arguments[:1])).name
+    if not name:
+        return "a session of Python"
     quoted = [f'"{text}"' if "'" in text and not set('"$`\\\\') & set(text) else shlex.quote(text) for text in shown]
     return " ".join(["python", "-m", name, *quoted] if module else [name, *quoted])
+
+
+def _short_path(path: str) -> str:
+    """Keep the name of a configuration, and that of the folder where bundles keep theirs."""
+    parts = [part for part in re.split(r"[/\\]", path) if part.strip()]
+    return "/".join(parts[-2:] if parts[-2:-1] == ["configs"] else parts[-1:]) if parts else path
+
+
+def _is_path(value: str) -> bool:
+    if value.lstrip().startswith(("{", "[")):
+        return "/" in value
+    try:
+        return "/" in value or "\\" in value or Path(value).exists()
+    except (OSError, ValueError):  # too long for a name, or with characters that none can have
+        return False
 
 
 def _running_parser() -> ConfigParser | None:

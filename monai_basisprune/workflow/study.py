@@ -160,9 +160,7 @@ def finish_study(
         write_atomically(staging / "evaluations.json", json.dumps(curve.to_list(), indent=1, allow_nan=False))
         shutil.copyfile(cohort.datalist_file, staging / "datalist.json")
         save_study(study, staging / "study.json")
-        # the record goes last: whoever finds it finds all that it names
-        for path in sorted(staging.iterdir(), key=lambda p: p.name == "study.json"):
-            os.replace(path, output / path.name)
+        _publish(staging, output)
     print(f"\n{format_summary(study)}\n")
     return study
 
@@ -232,6 +230,29 @@ def _test(
     result["difference"] = asdict(compare_auc(before.labels, before.scores, after.scores, before.patients, margin))
     result["roc"] = {name: _roc(predictions) for name, predictions in (("original", before), ("pruned", after))}
     return result
+
+
+def _publish(staging: Path, output: Path) -> None:
+    """Move all files to their places, or, where one cannot be moved, none."""
+    # the record goes last: whoever finds it finds all that it names
+    new = sorted(staging.iterdir(), key=lambda path: path.name == "study.json")
+    earlier = staging / "earlier"
+    earlier.mkdir()
+    moved: list[Path] = []
+    try:
+        for path in new:
+            place = output / path.name
+            if place.is_file():
+                os.replace(place, earlier / path.name)
+            moved.append(place)
+            os.replace(path, place)
+    except OSError:
+        for place in moved:
+            if (earlier / place.name).is_file():
+                os.replace(earlier / place.name, place)
+            elif place.is_file():
+                place.unlink()
+        raise
 
 
 def _roc(predictions: Predictions) -> dict[str, list[float]]:

@@ -32,7 +32,8 @@ def make_budgets(quantity: str, targets: Sequence[float], input_shape: Sequence[
     """
     if quantity not in ("parameters", "macs", "bases", "threshold"):
         raise ConfigurationError(f"budget must be parameters, macs, bases or threshold, got {quantity!r}.")
-    if not targets or any(later <= earlier for earlier, later in itertools.pairwise(targets)):
+    numbers = isinstance(targets, (list, tuple)) and all(isinstance(target, (int, float)) for target in targets)
+    if not numbers or not targets or any(later <= earlier for earlier, later in itertools.pairwise(targets)):
         raise ConfigurationError(
             f"targets must be a list of rising numbers, such as [0.5, 0.9, 0.95]; got {targets!r}."
         )

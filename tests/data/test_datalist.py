@@ -28,7 +28,7 @@ def test_what_is_written(prepared):
     assert datalist["split_source"] == "random"
     assert len(datalist["split_sha256"]) == 64
     assert [len(datalist[name]) for name in ("training", "validation", "test")] == [24, 8, 8]
-    assert set(datalist["test"][0]) == {"image", "label", "case_id", "patient_id"}
+    assert set(datalist["test"][0]) == {"image", "label", "case_id", "patient_id", "image_sha256"}
     assert sorted(path.name for path in output.parent.iterdir()) == ["datalist.json", "salt"]
     assert stat.S_IMODE(os.stat(output.parent / "salt").st_mode) == 0o600
 

@@ -163,7 +163,6 @@ def test_a_misspelt_way_to_treat_problems_is_refused(folder: Path, tmp_path: Pat
         prepare_cohort(folder, tmp_path, on_problem="skp", progress=False)  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="cohort.py:130: a traceback that shows the path", raises=OSError)
 def test_a_file_in_place_of_the_output_folder_is_refused_in_our_words(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "output").write_text("")
     with pytest.raises(ConfigurationError, match="output_dir"):
@@ -179,7 +178,6 @@ def test_results_inside_the_folder_of_images_are_not_taken_for_images(tmp_path: 
     assert prepare_cohort(images, output, progress=False).datalist["split_sha256"] == first.datalist["split_sha256"]
 
 
-@pytest.mark.xfail(strict=True, reason="cohort.py:111: weights and pictures of an earlier run count as broken images")
 def test_networks_inside_the_folder_of_images_are_not_taken_for_images(tmp_path: Path) -> None:
     images = write_cohort(tmp_path / "study", patients=20)
     output = images / "results"

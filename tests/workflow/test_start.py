@@ -78,7 +78,6 @@ def test_every_documented_setting_can_be_set(names: tuple[str, ...]) -> None:
         check_keys({**config, key: {"a": "value"}})  # what another key stands for must not become unused
 
 
-@pytest.mark.xfail(strict=True, reason="start.py:67: ids of MONAI that the configuration does not have pass as used")
 @pytest.mark.parametrize(
     ("names", "key"),
     [
@@ -274,7 +273,6 @@ def test_commands_show_the_configurations_of_the_bundle() -> None:
     assert "doe" not in command
 
 
-@pytest.mark.xfail(strict=True, reason="start.py:117: a folder of the results that does not exist yet is shown")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -293,7 +291,6 @@ def test_commands_do_not_show_folders_that_do_not_exist(
     assert not re.search("doe", command, re.IGNORECASE), command
 
 
-@pytest.mark.xfail(strict=True, reason="start.py:116: folders above a configuration that is not the bundle's are shown")
 @pytest.mark.parametrize(
     "value",
     [
@@ -308,13 +305,11 @@ def test_commands_do_not_show_folders_of_an_overlay(value: str) -> None:
     assert "John" not in command
 
 
-@pytest.mark.xfail(strict=True, reason="start.py:117: Path.exists raises for long texts", raises=OSError)
 def test_commands_with_a_long_value_are_shown() -> None:
     definition = "{'_target_': 'monai.networks.nets.DenseNet', " + ", ".join(f"'a{i}': {i}" for i in range(60)) + "}"
     assert "'a59': 59" in show_command(["x", "--network_def", definition]).replace("'\"'\"'", "'")
 
 
-@pytest.mark.xfail(strict=True, reason="start.py:121: the study asks for a text, and loses the run at its end")
 @pytest.mark.parametrize("arguments", [[""], []], ids=["at the prompt of Python", "embedded"])
 def test_a_session_without_a_command_has_words_for_it(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)

@@ -342,9 +342,6 @@ def test_test_cases_of_one_class(
     assert contents(output) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="study.py:164: files are moved one by one, and those before a failure stay moved"
-)
 def test_a_file_that_cannot_be_replaced(arguments: dict[str, Any], earlier: tuple[Path, dict[str, bytes]]) -> None:
     output, _ = earlier
     (output / "study.json").unlink()

@@ -58,7 +58,6 @@ def test_targets_that_are_no_share_are_refused(target: Any) -> None:
     assert repr(target) in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="transfer.py:35: ends in TypeError", raises=TypeError)
 @pytest.mark.parametrize("targets", [0.5, [0.5, "0.9"], [0.5, None]])
 def test_targets_of_another_type_are_refused(targets: Any) -> None:
     with pytest.raises(ConfigurationError, match="targets must be a list of rising numbers"):
