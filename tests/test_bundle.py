@@ -652,9 +652,6 @@ def test_no_mark_is_in_what_we_print(private: tuple[Path, Run]) -> None:
     assert not re.search(f"{BORN}|{EXAMINED}", run.printed + run.shown)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="logging.conf: MONAI's logger repeats the overrides, whatever the root's level is"
-)
 def test_no_mark_is_in_what_monai_prints(private: tuple[Path, Run]) -> None:
     _, run = private
     assert MARK not in run.printed + run.shown

@@ -6,9 +6,9 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -67,7 +67,7 @@ def load_pretrained(
         try:
             # MONAI's loader leaves random, in silence, what its file lacks: that differs from one loading to another
             source, again = imagenet_network().state_dict(), imagenet_network().state_dict()
-        except (URLError, OSError, RuntimeError) as error:
+        except (HTTPException, OSError, RuntimeError) as error:
             raise ConfigurationError(
                 f"The ImageNet weights of {type(network).__name__} could not be fetched ({error}). Without a "
                 f"connection, download them elsewhere and pass --pretrained /path/to/checkpoint.pt."

@@ -21,7 +21,7 @@ from ..errors import BasisPruneError, ConfigurationError
 __all__ = ["RunStart", "check_keys", "show_command", "start_run"]
 
 # "@key", "%key", and further levels behind "::" or "#", as monai.bundle writes references and macros
-_REFERENCE = re.compile(r"[@%](\w+)")
+_REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
 # their values name files and folders, whether these exist already or not
 _PATH_FLAGS = ("_dir", "_file", "_root")
 _RESERVED = {"imports", "initialize", "run", "finalize", "bundle_root", "save_execute_config"}
@@ -61,20 +61,26 @@ def start_run(seed: int | None = 0) -> RunStart:
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """Check that every key at the top of a bundle's configuration is used: a misspelt override never is.
+    """Check that every key of a bundle's configuration is used, at the top and in groups: a misspelt override never is.
 
-    A key is used if another one refers to it, if MONAI itself looks for it, or if it is a list of steps to run.
-    Keys that start with an underscore are comments.
+    A key is used if another one refers to it, if MONAI itself looks for it, or if it is a list of steps to run. A
+    group is a dictionary that makes no component; its components may stay unused, its plain values may not. Keys that
+    start with an underscore are comments.
 
     Raises:
         ConfigurationError: naming every key that nothing uses, and the keys that are meant most likely.
     """
-    used = set(_RESERVED)
-    for text in _texts(config):
-        used.update(_REFERENCE.findall(text))
-    unused = [
-        key for key, value in config.items() if key not in used and not key.startswith("_") and not _is_steps(value)
-    ]
+    references = [reference for text in _texts(config) for reference in _REFERENCE.findall(text)]
+    used = _RESERVED.union(*(_prefixes(reference) for reference in references))
+    unused = []
+    for key, value in config.items():
+        if key.startswith("_") or _is_steps(value):
+            continue
+        if key not in used:
+            unused.append(key)
+        elif isinstance(value, Mapping) and "_target_" not in value and key not in references:
+            plain = (name for name, part in value.items() if not isinstance(part, (Mapping, list)))
+            unused += [f"{key}#{name}" for name in plain if f"{key}#{name}" not in used]
     if unused:
         known = sorted(key for key in config if key not in unused and not key.startswith("_"))
         lines = []
@@ -141,6 +147,12 @@ def _running_parser() -> ConfigParser | None:
     return None
 
 
+def _prefixes(reference: str) -> set[str]:
+    """Return what a reference uses: ``a#b#c`` uses ``a``, ``a#b`` and ``a#b#c``."""
+    parts = re.split("#|::", reference)
+    return {"#".join(parts[: length + 1]) for length in range(len(parts))}
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -163,5 +175,5 @@ def _show_error(kind: type[BaseException], error: BaseException, trace: Tracebac
         if isinstance(link, BasisPruneError):
             print(f"\nmonai_basisprune: {link}", file=sys.stderr)
             return
-        link = link.__cause__ or link.__context__
+        link = link.__cause__
     sys.__excepthook__(kind, error, trace)

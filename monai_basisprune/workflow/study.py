@@ -195,7 +195,7 @@ def export_torchscript(
         except Exception as error:  # what cannot be scripted raises many types
             script = torch.jit.trace(plain, example)
             remarks.append(
-                f"The network cannot be scripted ({str(error).strip().splitlines()[0]}), so model.ts was traced with "
+                f"The network cannot be scripted ({(str(error).strip().splitlines() or [type(error).__name__])[0]}), so model.ts was traced with "
                 f"inputs of shape {tuple(input_shape)} and should be used with that shape."
             )
         write_atomically(
@@ -246,7 +246,7 @@ def _publish(staging: Path, output: Path) -> None:
                 os.replace(place, earlier / path.name)
             moved.append(place)
             os.replace(path, place)
-    except OSError:
+    except BaseException:  # Ctrl-C as well
         for place in moved:
             if (earlier / place.name).is_file():
                 os.replace(earlier / place.name, place)

@@ -314,3 +314,11 @@ def test_commands_with_a_long_value_are_shown() -> None:
 def test_a_session_without_a_command_has_words_for_it(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     assert show_command(arguments).strip()
+
+
+@pytest.mark.parametrize("key", ["max_epochs", "learning_rate", "epochs"])
+def test_a_plain_value_in_a_group_that_nothing_uses_is_refused(key: str) -> None:
+    config = merged_config(("train", "prune"))
+    config["train"] = {**config["train"], key: 3}
+    with pytest.raises(ConfigurationError, match=f"- train#{key}: nothing in this configuration uses it"):
+        check_keys(config)
