@@ -194,8 +194,9 @@ def export_torchscript(
             script = torch.jit.script(plain)
         except Exception as error:  # what cannot be scripted raises many types
             script = torch.jit.trace(plain, example)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             remarks.append(
-                f"The network cannot be scripted ({(str(error).strip().splitlines() or [type(error).__name__])[0]}), so model.ts was traced with "
+                f"The network cannot be scripted ({reason}), so model.ts was traced with "
                 f"inputs of shape {tuple(input_shape)} and should be used with that shape."
             )
         write_atomically(

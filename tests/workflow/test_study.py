@@ -421,7 +421,7 @@ try:
 except ImportError:
     x, wanted = torch.load(sys.argv[2], weights_only=True)
     found = torch.jit.load(sys.argv[1])(x)
-    assert torch.equal(found, wanted), (found - wanted).abs().max()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)  # the number of threads may differ
     print("equal without", sorted({"monai", "monai_basisprune"} - set(sys.modules)))
 """
 
