@@ -35,7 +35,8 @@ class Case:
         manufacturer: one of a list of known ones, "other" or ``None``.
         view_position: known code, "other" or ``None``.
         pixel_spacing: (row, column) in mm or ``None``.
-        image_sha256: SHA-256 of the size and the pixels as they are displayed, to tell later that it is this image.
+        image_sha256: SHA-256 of the SOPInstanceUID, the size and the displayed pixels, to tell later that it is this
+            image.
     """
 
     image: str = field(repr=False)

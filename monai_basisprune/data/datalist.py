@@ -23,8 +23,11 @@ _TEXT_KEYS = ("image", "case_id", "patient_id")
 
 
 def _split_hash(sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Hash which case with which label is in which section; paths and order do not count."""
-    content = {name: sorted([item["case_id"], item["label"]] for item in sections[name]) for name in SECTIONS}
+    """Hash which image with which label is in which section; paths, order and the salt of the ids do not count."""
+    content = {
+        name: sorted([item.get("image_sha256") or item["case_id"], item["label"]] for item in sections[name])
+        for name in SECTIONS
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

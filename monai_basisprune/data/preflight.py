@@ -67,7 +67,7 @@ class FileRecord:
         position: place in the sorted list of files, from 1.
         path: path relative to the folder, with forward slashes.
         size: bytes.
-        digest: SHA-256 of the pixel data and size of the image; empty when it could not be read.
+        digest: SHA-256 of SOPInstanceUID, size and displayed pixels; empty when it could not be read.
         sop_instance_uid: ``None`` when it could not be read.
         series: SeriesInstanceUID.
         instance_number: as written.
@@ -169,7 +169,7 @@ def inspect_file(dataset_dir: Path, path: Path, position: int) -> FileRecord:
     if not problems:
         try:
             image, _ = render_radiograph(dataset)
-            digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+            digest = hashlib.sha256(f"{uid} {image.shape}".encode() + image.tobytes()).hexdigest()
         except ImageProblemError as error:
             problems.append(str(error))
         except Exception as error:  # one odd file must not hide the problems of the others

@@ -70,7 +70,9 @@ def load_pretrained(
         except (HTTPException, OSError, RuntimeError) as error:
             raise ConfigurationError(
                 f"The ImageNet weights of {type(network).__name__} could not be fetched ({error}). Without a "
-                f"connection, download them elsewhere and pass --pretrained /path/to/checkpoint.pt."
+                f"connection, download that file elsewhere and put it into hub/checkpoints of the folder that the "
+                f"environment variable TORCH_HOME names, or pass a state dict of this network with --pretrained "
+                f"/path/to/checkpoint.pt."
             ) from error
         random = [name for name in list(source)[:-2] if not torch.equal(source[name], again[name])]
         if random:

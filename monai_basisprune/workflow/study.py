@@ -266,6 +266,11 @@ def _notes(curve: PruningCurve, pruning: PruningHandler, chosen: CurvePoint, mar
     missed = len(pruning.budgets) + 1 - len(curve.rounds())
     if missed > 0:
         notes.append(f"{missed} of {len(pruning.budgets)} rounds changed nothing or were not reached.")
+    if chosen.difference is not None:
+        notes.append(
+            f"The chosen network was trained for {chosen.epoch} epochs, the unpruned one for "
+            f"{curve.rounds()[0].epoch}: a part of any gain may come from the longer training."
+        )
     if chosen.difference is not None and not chosen.difference["non_inferior"]:
         notes.append(
             f"The validation cases are too few to show with confidence that the chosen network is not worse by more "

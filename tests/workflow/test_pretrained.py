@@ -352,7 +352,9 @@ def test_without_a_connection_the_error_says_what_to_pass(hub: Path) -> None:
     message = str(caught.value)
     assert message.startswith("The ImageNet weights of DenseNet121 could not be fetched (")
     assert "Temporary failure in name resolution" in message
-    assert message.endswith("download them elsewhere and pass --pretrained /path/to/checkpoint.pt.")
+    assert "hub/checkpoints" in message
+    assert "TORCH_HOME" in message
+    assert message.endswith("or pass a state dict of this network with --pretrained /path/to/checkpoint.pt.")
     assert isinstance(caught.value.__cause__, URLError)
 
 
