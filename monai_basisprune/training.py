@@ -17,6 +17,7 @@ __all__ = [
     "NORM_LAYERS",
     "freeze_norm_statistics_",
     "freeze_weights_",
+    "linear_layers",
     "recalibrate_norm_statistics_",
     "round_schedule",
     "trainable_parameters",
@@ -28,6 +29,11 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
 )
 """The layer types whose affine parameters are trained."""
+
+
+def linear_layers(network: nn.Module) -> list[str]:
+    """Return the names of the linear layers of a network; the last one is its head, unless told otherwise."""
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
 
 
 def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = None) -> list[nn.Parameter]:
@@ -48,7 +54,7 @@ def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = 
         LayerSelectionError: if the network holds no decomposed layer, or a name in ``head`` is not in it.
     """
     modules = dict(network.named_modules())
-    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    linear = linear_layers(network)
     heads = linear[-1:] if head is None else [head] if isinstance(head, str) else list(head)
     unknown = [name for name in heads if name not in modules]
     if unknown:

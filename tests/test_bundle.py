@@ -305,15 +305,16 @@ def test_evaluate_another_section(prune: Run, tmp_path: Path) -> None:
     assert "The section 'tests' was asked for" in str(own_error(caught.value))
 
 
+def predict_folder(run: Run, images: Path, table: Path) -> None:
+    """Write the predictions of a run's network for a folder of images."""
+    run_in_python(
+        "run", ("inference",), output_dir=str(run.output), dataset_dir=str(images), predictions_file=str(table)
+    )
+
+
 def test_new_images_are_predicted(prune: Run, own_cohort: Path, tmp_path: Path) -> None:
     table = tmp_path / "predictions.csv"
-    run_in_python(
-        "run",
-        ("inference",),
-        output_dir=str(prune.output),
-        dataset_dir=str(own_cohort),
-        predictions_file=str(table),
-    )
+    predict_folder(prune, own_cohort, table)
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     files = sorted((own_cohort / "images").iterdir())
@@ -679,13 +680,7 @@ def test_no_mark_is_in_the_messages_about_bad_files(private: tuple[Path, Run], t
 def test_predictions_hold_nothing_but_the_uid(private: tuple[Path, Run], tmp_path: Path) -> None:
     images, run = private
     table = tmp_path / "predictions.csv"
-    run_in_python(
-        "run",
-        ("inference",),
-        output_dir=str(run.output),
-        dataset_dir=str(images),
-        predictions_file=str(table),
-    )
+    predict_folder(run, images, table)
     text = table.read_text()
     assert MARK not in text
     assert "Doe" not in text

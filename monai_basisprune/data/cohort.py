@@ -10,9 +10,16 @@ from typing import Any, Literal
 
 from monai_basisprune.data.labels import LabelRow, LabelTable, check_class_names, read_labels
 from monai_basisprune.data.matching import check_patients, check_rows, match_rows
-from monai_basisprune.data.preflight import FileRecord, Problem, cross_check, inspect_files, list_files
+from monai_basisprune.data.preflight import (
+    FileRecord,
+    Problem,
+    check_on_problem,
+    cross_check,
+    inspect_files,
+    list_files,
+)
 from monai_basisprune.data.pseudonyms import keyed_salt, pseudonym
-from monai_basisprune.errors import CohortError, ConfigurationError
+from monai_basisprune.errors import CohortError
 
 __all__ = ["Case", "Cohort", "read_cohort"]
 
@@ -179,8 +186,7 @@ def read_cohort(
         ConfigurationError: when an argument cannot be used.
     """
     names = check_class_names(class_names)
-    if on_problem not in ("raise", "skip"):
-        raise ConfigurationError(f"on_problem must be 'raise' or 'skip', found {on_problem!r}")
+    check_on_problem(on_problem)
     secret = keyed_salt(salt)
     root = Path(dataset_dir)
     if not root.is_dir():

@@ -26,7 +26,7 @@ from monai_basisprune.data.elements import (
 )
 from monai_basisprune.data.pixels import header_problems
 from monai_basisprune.data.radiograph import render_radiograph
-from monai_basisprune.errors import CohortError
+from monai_basisprune.errors import CohortError, ConfigurationError
 
 __all__ = ["FileRecord", "Problem", "cross_check", "inspect_file", "inspect_files", "list_files"]
 
@@ -97,6 +97,16 @@ class FileRecord:
         if self.sop_instance_uid:
             return f"SOPInstanceUID {self.sop_instance_uid}"
         return f"file #{self.position} of the sorted list ({self.size} bytes)"
+
+
+def check_on_problem(on_problem: str) -> None:
+    """Check the word that says what to do with files that cannot be used.
+
+    Raises:
+        ConfigurationError: unless it is "raise" or "skip".
+    """
+    if on_problem not in ("raise", "skip"):
+        raise ConfigurationError(f"on_problem must be 'raise' or 'skip', found {on_problem!r}")
 
 
 def list_files(dataset_dir: Path, ignored: Iterable[Path] = ()) -> tuple[list[Path], int]:

@@ -103,7 +103,7 @@ def prepare_cohort(
     work = working_folder(output_dir)
     synthetic = dataset_dir is None
     if dataset_dir is None:
-        dataset_dir = work / "synthetic_cohort"
+        dataset_dir = synthetic_folder(output_dir)
         shutil.rmtree(dataset_dir, ignore_errors=True)
         write_synthetic_cohort(dataset_dir, patients=synthetic_patients, seed=seed)
         labels_file = image_column = label_column = patient_column = None
@@ -122,6 +122,11 @@ def prepare_cohort(
         progress=progress,
     )
     return PreparedCohort(Path(dataset_dir), datalist_file, datalist, synthetic)
+
+
+def synthetic_folder(output_dir: str | os.PathLike[str]) -> Path:
+    """Return the folder of a run's synthetic cohort."""
+    return Path(output_dir) / "work" / "synthetic_cohort"
 
 
 def working_folder(output_dir: str | os.PathLike[str]) -> Path:

@@ -20,12 +20,13 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from ..data import load_split
-from ..data.preflight import cross_check, inspect_files, list_files
+from ..data.preflight import check_on_problem, cross_check, inspect_files, list_files
 from ..errors import CohortError, ConfigurationError
 from ..evidence import auc_interval
 from ..files import write_atomically
 from ..handlers import Predictions, PredictionsHandler
 from ..report import load_study
+from .cohort import synthetic_folder
 
 __all__ = [
     "DEPLOYMENT_KEYS",
@@ -93,26 +94,27 @@ def evaluation_cases(
         CohortError: if the cases cannot be read.
     """
     output = Path(output_dir)
-    _require(output, "datalist.json")
+    datalist = _require(output, "datalist.json")
     if dataset_dir is None:
-        dataset_dir = output / "work" / "synthetic_cohort"
+        dataset_dir = synthetic_folder(output)
         own = "The result in output_dir was made with images of your own: pass --dataset_dir with their folder."
         if not dataset_dir.is_dir():
             raise ConfigurationError(own)
-        _require(output, "study.json")
-        if not load_study(output / "study.json")["data"]["synthetic"]:
+        if not load_study(_require(output, "study.json"))["data"]["synthetic"]:
             raise ConfigurationError(own)
-    cases = load_split(output / "datalist.json", section, dataset_dir)
-    _check_images(json.loads((output / "datalist.json").read_text(encoding="utf-8"))[section], Path(dataset_dir))
+    cases = load_split(datalist, section, dataset_dir)
+    _check_images(json.loads(datalist.read_text(encoding="utf-8"))[section], Path(dataset_dir))
     return cases
 
 
-def _require(output: Path, name: str) -> None:
-    if not (output / name).is_file():
+def _require(output: Path, name: str, what: str | None = None) -> Path:
+    path = output / name
+    if not path.is_file():
         raise ConfigurationError(
-            f"There is no {name} in output_dir: run `python -m monai.bundle run prune` first, or pass --output_dir "
-            f"with the folder that it wrote."
+            f"There is no {what or name} in output_dir: run `python -m monai.bundle run prune` first, or pass "
+            f"--output_dir with the folder that it wrote."
         )
+    return path
 
 
 def _check_images(items: Sequence[Mapping[str, Any]], root: Path) -> None:
@@ -132,12 +134,7 @@ def _check_images(items: Sequence[Mapping[str, Any]], root: Path) -> None:
 
 
 def _load(output_dir: str | os.PathLike[str], device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    path = Path(output_dir) / "model.ts"
-    if not path.is_file():
-        raise ConfigurationError(
-            "There is no pruned network (model.ts) in output_dir: run `python -m monai.bundle run prune` first, or "
-            "pass --output_dir with the folder that it wrote."
-        )
+    path = _require(Path(output_dir), "model.ts", "pruned network (model.ts)")
     carried = {METADATA_FILENAME: ""}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -167,8 +164,7 @@ def list_radiographs(
     Raises:
         CohortError: if a file cannot be used, all of them listed, or if there is none.
     """
-    if on_problem not in ("raise", "skip"):
-        raise ConfigurationError(f"on_problem must be 'raise' or 'skip', found {on_problem!r}")
+    check_on_problem(on_problem)
     if dataset_dir is None or not Path(dataset_dir).is_dir():
         raise CohortError("dataset_dir is not a folder; pass --dataset_dir with the folder that holds DICOM files.")
     root = Path(dataset_dir)

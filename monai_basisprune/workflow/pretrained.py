@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..data import synthetic_source_images
 from ..errors import ConfigurationError, PlanMismatchError
+from ..training import linear_layers
 
 __all__ = ["load_pretrained", "pretrain_on_synthetic_task", "transfer_weights"]
 
@@ -66,7 +67,8 @@ def load_pretrained(
             )
         try:
             # MONAI's loader leaves random, in silence, what its file lacks: that differs from one loading to another
-            source, again = imagenet_network().state_dict(), imagenet_network().state_dict()
+            network_with_weights = imagenet_network()
+            source, again = network_with_weights.state_dict(), imagenet_network().state_dict()
         except (HTTPException, OSError, RuntimeError) as error:
             raise ConfigurationError(
                 f"The ImageNet weights of {type(network).__name__} could not be fetched ({error}). Without a "
@@ -74,7 +76,8 @@ def load_pretrained(
                 f"environment variable TORCH_HOME names, or pass a state dict of this network with --pretrained "
                 f"/path/to/checkpoint.pt."
             ) from error
-        random = [name for name in list(source)[:-2] if not torch.equal(source[name], again[name])]
+        head = _head_entries(network_with_weights)
+        random = [name for name in source if name not in head and not torch.equal(source[name], again[name])]
         if random:
             raise ConfigurationError(
                 f"The ImageNet weights of {type(network).__name__} are incomplete, {random} would be random: remove "
@@ -112,8 +115,7 @@ def transfer_weights(network: nn.Module, state: Mapping[str, torch.Tensor], orig
     new = copy.deepcopy(network)
     own = new.state_dict()
     source = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    linear = [name for name, module in new.named_modules() if isinstance(module, nn.Linear)]
-    head = {f"{linear[-1]}.weight", f"{linear[-1]}.bias"} if linear else set()
+    head = _head_entries(new)
     first = next((name for name, tensor in own.items() if tensor.ndim > 2), None)
     problems, loaded = [], {}
     for name, tensor in own.items():
@@ -177,7 +179,7 @@ def pretrain_on_synthetic_task(
     images, labels = torch.as_tensor(simulated), torch.as_tensor(classes)
     images = (images - images.mean()) / images.std()
     pretrained = copy.deepcopy(network).to(device)
-    linear = [name for name, module in pretrained.named_modules() if isinstance(module, nn.Linear)]
+    linear = linear_layers(pretrained)
     if not linear:
         raise ConfigurationError(f"{type(network).__name__} has no linear head, so it cannot be pretrained here.")
     parent, _, name = linear[-1].rpartition(".")
@@ -210,6 +212,11 @@ def pretrain_on_synthetic_task(
     logger.info("Pretrained on %d synthetic images; running training accuracy %.2f.", cases, correct)
     setattr(pretrained.get_submodule(parent), name, copy.deepcopy(head))
     return pretrained.cpu()
+
+
+def _head_entries(network: nn.Module) -> set[str]:
+    """Return the names that the head has in a state dict."""
+    return {f"{name}.{part}" for name in linear_layers(network)[-1:] for part in ("weight", "bias")}
 
 
 def _state_dict(content: Any, name: str) -> Mapping[str, torch.Tensor]:

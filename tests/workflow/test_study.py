@@ -312,22 +312,24 @@ def test_a_network_of_a_ratio_that_is_damaged(
     assert contents(output) == before
 
 
-def test_an_export_that_gives_other_outputs(
-    arguments: dict[str, Any], earlier: tuple[Path, dict[str, bytes]], tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize(
+    ("classifier", "words"),
+    [
+        (NoisyClassifier, r"does not reproduce the pruned one: relative difference .* Nothing was"),
+        (BrokenClassifier, "does not reproduce the pruned one: relative difference nan"),
+    ],
+    ids=["other outputs", "no numbers"],
+)
+def test_an_export_that_does_not_reproduce_the_network(
+    classifier: type[nn.Module],
+    words: str,
+    arguments: dict[str, Any],
+    earlier: tuple[Path, dict[str, bytes]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     output, before = earlier
-    run = pruned_run(tmp_path_factory.mktemp("noisy"), NoisyClassifier)
-    with pytest.raises(BasisPruneError, match=r"does not reproduce the pruned one: relative difference .* Nothing was"):
-        finish_study(**{**arguments, **run}, output_dir=output)
-    assert contents(output) == before
-
-
-def test_outputs_that_are_no_numbers(
-    arguments: dict[str, Any], earlier: tuple[Path, dict[str, bytes]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    output, before = earlier
-    run = pruned_run(tmp_path_factory.mktemp("broken"), BrokenClassifier)
-    with pytest.raises(BasisPruneError, match="does not reproduce the pruned one: relative difference nan"):
+    run = pruned_run(tmp_path_factory.mktemp("run"), classifier)
+    with pytest.raises(BasisPruneError, match=words):
         finish_study(**{**arguments, **run}, output_dir=output)
     assert contents(output) == before
 
