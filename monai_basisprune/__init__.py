@@ -6,22 +6,29 @@ After "Basis Scaling and Double Pruning for Efficient Transfer Learning" (Wong, 
 from __future__ import annotations
 
 from ._version import __version__
+from .basis_scaling import BasisScalingConv
 from .budgets import Budget
 from .complexity import Complexity, measure_complexity
-from .decomposition import LayerStatus, decompose, layer_status, recompose
+from .decomposition import LayerStatus, decompose, layer_status
 from .errors import (
     BasisPruneError,
     BudgetError,
     CohortError,
     ConfigurationError,
+    ExportError,
+    InflationError,
     LayerSelectionError,
     PlanMismatchError,
 )
+from .export import ExportResult, export_network
 from .importance import ScalingImportance, SingularValueImportance, TaylorImportance
-from .layers import BasisScalingConv, DecomposedConv
+from .inflation import inflate
+from .latency import Latency, measure_latency
+from .layers import DecomposedConv, DecomposedLinear
 from .persistence import build_pruned, load_pruned, save_pruned
 from .plan import PruningPlan
 from .pruning import PruneResult, prune_, select_bases
+from .recomposition import recompose
 from .training import (
     freeze_norm_statistics_,
     freeze_weights_,
@@ -39,6 +46,11 @@ __all__ = [
     "Complexity",
     "ConfigurationError",
     "DecomposedConv",
+    "DecomposedLinear",
+    "ExportError",
+    "ExportResult",
+    "InflationError",
+    "Latency",
     "LayerSelectionError",
     "LayerStatus",
     "PlanMismatchError",
@@ -50,11 +62,14 @@ __all__ = [
     "__version__",
     "build_pruned",
     "decompose",
+    "export_network",
     "freeze_norm_statistics_",
     "freeze_weights_",
+    "inflate",
     "layer_status",
     "load_pruned",
     "measure_complexity",
+    "measure_latency",
     "prune_",
     "recalibrate_norm_statistics_",
     "recompose",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .complexity import evaluation_mode, example_input
-from .decomposition import decomposed_layers
+from .decomposition import decomposed_layers, replace_modules
+from .errors import BudgetError
+from .forward import example_input, forward_pass
+from .latency import measure_latency
+from .layer_timing import latency_tables
+from .layers import DecomposedLayer
 
 __all__ = ["Budget", "NetworkCost", "network_cost"]
+
+_QUANTITIES = ("parameters", "macs", "latency", "bases", "threshold", "auc_margin")
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,13 @@ class Budget:
         parameters: share of the parameters, in [0, 1), counted after ``recompose``.
         macs: share of the multiply-accumulate operations, in [0, 1), counted after ``recompose``; needs
             ``input_shape``.
+        latency: share of the time of a forward pass with one image, in [0, 1), as modeled from measurements of each
+            layer on the device that the network is on; needs ``input_shape``. Unlike a count, it differs a little
+            from one call to the next.
         bases: share of the bases, in [0, 1).
         threshold: remove every basis whose score is below this.
+        auc_margin: as much as costs no more AUC than this, above 0 and below 1. No single cut can meet it: a
+            :class:`~monai_basisprune.handlers.MetricSearchRounds` trains and evaluates until it is met.
         input_shape: shape of one input without the batch, such as ``(1, 224, 224)``.
 
     Raises:
@@ -37,29 +48,30 @@ class Budget:
 
     parameters: float | None = None
     macs: float | None = None
+    latency: float | None = None
     bases: float | None = None
     threshold: float | None = None
+    auc_margin: float | None = None
     input_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        given = {
-            name: getattr(self, name)
-            for name in ("parameters", "macs", "bases", "threshold")
-            if getattr(self, name) is not None
-        }
+        given = {name: getattr(self, name) for name in _QUANTITIES if getattr(self, name) is not None}
         if len(given) != 1:
             raise ValueError(
-                f"A Budget takes exactly one of parameters, macs, bases and threshold, got {given or 'none of them'}."
+                f"A Budget takes exactly one of {', '.join(_QUANTITIES[:-1])} and {_QUANTITIES[-1]}, got "
+                f"{given or 'none of them'}."
             )
         ((name, value),) = given.items()
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise ValueError(f"Budget({name}=...) takes a number, got {value!r}.")
+        if name == "auc_margin" and not 0 < value < 1:
+            raise ValueError(f"Budget(auc_margin=...) is a loss of AUC above 0 and below 1, got {value!r}.")
         if name != "threshold" and not 0 <= value < 1:
             raise ValueError(f"Budget({name}=...) is the share to remove, at least 0 and below 1, got {value!r}.")
-        if name == "macs" and self.input_shape is None:
+        if name in ("macs", "latency") and self.input_shape is None:
             raise ValueError(
-                "Budget(macs=...) needs input_shape as well, the shape of one input without the batch, such as "
-                "Budget(macs=0.75, input_shape=(1, 224, 224)): operations depend on the size of the image."
+                f"Budget({name}=...) needs input_shape as well, the shape of one input without the batch, such as "
+                f"Budget({name}=0.75, input_shape=(1, 224, 224)): it depends on the size of the image."
             )
         if self.input_shape is not None:
             object.__setattr__(self, "input_shape", tuple(self.input_shape))
@@ -70,8 +82,8 @@ class Budget:
 
     @property
     def quantity(self) -> str:
-        """The name of the quantity that is given: "parameters", "macs", "bases" or "threshold"."""
-        return next(name for name in ("parameters", "macs", "bases", "threshold") if getattr(self, name) is not None)
+        """The name of the quantity that is given, such as "parameters"."""
+        return next(name for name in _QUANTITIES if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -82,24 +94,20 @@ class NetworkCost:
         original: what the original network costs.
         total: what the network costs now.
         allowed: what the budget leaves.
-        slot: for each decomposed layer what one basis in each of its groups costs.
-        dense: for each decomposed layer what one convolution in its place costs; None where bases are counted.
+        layers: for each decomposed layer what it costs, in the cheaper of its two forms, with ``n`` bases in each
+            group, at position ``n``, up to those that it has now.
     """
 
-    original: int
-    total: int
+    original: float
+    total: float
     allowed: float
-    slot: Mapping[str, int]
-    dense: Mapping[str, int] | None
+    layers: Mapping[str, Sequence[float]]
 
-    def saving(self, name: str, slots: int) -> int:
-        """Return what a layer costs less with one slot fewer than ``slots``, in the cheaper of its two forms."""
-        before, after = slots * self.slot[name], (slots - 1) * self.slot[name]
-        if self.dense is None:
-            return before - after
-        return min(before, self.dense[name]) - min(after, self.dense[name])
+    def saving(self, name: str, slots: int) -> float:
+        """Return what a layer costs less with one basis in each group fewer than ``slots``."""
+        return self.layers[name][slots] - self.layers[name][slots - 1]
 
-    def reduction(self, left: int) -> float:
+    def reduction(self, left: float) -> float:
         """Return the share of the original that is gone when ``left`` is left."""
         return 1.0 - left / self.original
 
@@ -109,14 +117,23 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
 
     Raises:
         ValueError: if operations are counted and the network cannot process ``budget.input_shape``.
+        BudgetError: if the budget is a margin of AUC.
     """
+    if budget.auc_margin is not None:
+        raise BudgetError(
+            f"{budget} says how much AUC may be lost, and no single cut can tell: search for the network with a "
+            f"MetricSearchRounds of monai_basisprune.handlers, or ask for a share, such as Budget(parameters=0.9)."
+        )
     layers = decomposed_layers(network)
     share = getattr(budget, budget.quantity)
     if budget.quantity == "bases":
         original = sum(layer.max_rank for _, layer in layers)
         total = sum(layer.rank() for _, layer in layers)
-        slot = {name: layer.groups for name, layer in layers}
-        return NetworkCost(original, total, _allowed(original, share), slot, None)
+        tables = {name: [layer.groups * n for n in range(_slots(layer) + 1)] for name, layer in layers}
+        return NetworkCost(original, total, _allowed(original, share), tables)
+    if budget.quantity == "latency":
+        assert budget.input_shape is not None
+        return _latency_cost(network, budget.input_shape, share)
     if budget.quantity == "macs":
         assert budget.input_shape is not None
         positions, everything = _positions(network, budget.input_shape)
@@ -125,14 +142,32 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
         # the scaling factors go into the weights, and the bias is no part of the two forms' difference
         everything = sum(p.numel() for p in network.parameters()) - sum(layer.rank() for _, layer in layers)
     rest = everything - sum(positions[name] * layer.rank() * layer.basis_size() for name, layer in layers)
-    slot = {name: positions[name] * layer.groups * layer.basis_size() for name, layer in layers}
     dense = {name: positions[name] * layer.original_weights() for name, layer in layers}
-    total = rest + sum(min(slot[name] * (layer.rank() // layer.groups), dense[name]) for name, layer in layers)
+    counts = {}
+    for name, layer in layers:
+        slot = positions[name] * layer.groups * layer.basis_size()
+        counts[name] = [min(slot * n, dense[name]) for n in range(_slots(layer) + 1)]
     original = rest + sum(dense.values())
-    return NetworkCost(original, total, _allowed(original, share), slot, dense)
+    return NetworkCost(original, rest + sum(c[-1] for c in counts.values()), _allowed(original, share), counts)
 
 
-def _allowed(original: int, share: float) -> float:
+def _latency_cost(network: nn.Module, input_shape: tuple[int, ...], share: float) -> NetworkCost:
+    """Return the cost in seconds: layers as measured one by one, the rest as what the whole network takes besides."""
+    tables = latency_tables(network, input_shape)
+    split: dict[nn.Module, nn.Module]
+    split = {layer: layer.to_plain(tables[name][-2] < tables[name][-1]) for name, layer in decomposed_layers(network)}
+    now = measure_latency(replace_modules(network, split), input_shape).median_ms / 1e3
+    rest = max(now - sum(table[-2] for table in tables.values()), 0.0)
+    original = rest + sum(table[-1] for table in tables.values())
+    total = rest + sum(table[-2] for table in tables.values())
+    return NetworkCost(original, total, _allowed(original, share), {name: table[:-1] for name, table in tables.items()})
+
+
+def _slots(layer: DecomposedLayer) -> int:
+    return layer.rank() // layer.groups
+
+
+def _allowed(original: float, share: float) -> float:
     # 40 * (1 - 0.9) is 3.9999999999999996; rounding must not cost a basis more
     return original * (1 - share) + 1e-12 * original
 
@@ -156,13 +191,8 @@ def _positions(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[s
         handles.append(layer.register_forward_hook(count))
     counter = FlopCounterMode(display=False)
     try:
-        x = example_input(network, input_shape)
-        with evaluation_mode(network), torch.no_grad(), counter:
-            network(x)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{type(network).__name__} cannot process the budget's input_shape={input_shape}: {error}"
-        ) from error
+        with counter:
+            forward_pass(network, example_input(network, input_shape))
     finally:
         for handle in handles:
             handle.remove()

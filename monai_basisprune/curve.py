@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,14 +63,30 @@ class PruningCurve:
     points: list[CurvePoint] = field(default_factory=list)
 
     def rounds(self) -> list[CurvePoint]:
-        """Return the last evaluation of each pruning ratio: what the network reached before the next cut.
+        """Return the last evaluation of each round: what the network reached before the next cut.
 
-        The last one, not the best one: to pick the best of several epochs on the same cases would flatter it.
+        The last one, not the best one: to pick the best of several epochs on the same cases would flatter it. A round
+        ends where the number of bases changes. It need not fall: a search goes back to a larger network.
         """
-        last: dict[int, CurvePoint] = {}
-        for point in self.points:
-            last[point.bases] = point
-        return list(last.values())
+        after = [point.bases for point in self.points[1:]]
+        return [point for point, bases in itertools.zip_longest(self.points, after) if bases != point.bases]
+
+    def unpruned(self) -> CurvePoint:
+        """Return the last evaluation of the unpruned network, before the first cut.
+
+        Raises:
+            ConfigurationError: if the curve is empty, or it does not start unpruned.
+        """
+        if not self.points:
+            raise ConfigurationError(
+                "The pruning curve is empty: no evaluation was recorded, so nothing can be chosen."
+            )
+        if self.points[0].parameter_reduction > 0:
+            raise ConfigurationError(
+                "The first evaluation of the pruning curve is of a pruned network, so there is nothing to compare "
+                "with: evaluate the network before the first cut."
+            )
+        return self.rounds()[0]
 
     def smallest(self, margin: float, rule: str = "point") -> tuple[CurvePoint, str]:
         """Choose the smallest network that is not worse than the unpruned one by more than a margin of AUC.
@@ -86,15 +103,7 @@ class PruningCurve:
             ConfigurationError: if the rule is unknown, the curve is empty, or it does not start unpruned.
         """
         check_selection(margin, rule)
-        if not self.points:
-            raise ConfigurationError(
-                "The pruning curve is empty: no evaluation was recorded, so nothing can be chosen."
-            )
-        if self.points[0].parameter_reduction > 0:
-            raise ConfigurationError(
-                "The first evaluation of the pruning curve is of a pruned network, so there is nothing to compare "
-                "with: evaluate the network before the first cut."
-            )
+        unpruned = self.unpruned()
         bound = "difference" if rule == "point" else "low"
         fitting = [
             point
@@ -104,7 +113,7 @@ class PruningCurve:
             and point.difference[bound] >= -margin
         ]
         if not fitting:
-            return self.rounds()[0], (
+            return unpruned, (
                 f"No pruned network has a validation {'AUC' if rule == 'point' else 'interval'} within {margin:g} of "
                 f"the unpruned network, so the unpruned one was kept."
             )

@@ -13,6 +13,8 @@ __all__ = [
     "BudgetError",
     "CohortError",
     "ConfigurationError",
+    "ExportError",
+    "InflationError",
     "LayerSelectionError",
     "PlanMismatchError",
 ]
@@ -36,6 +38,14 @@ class PlanMismatchError(BasisPruneError, ValueError):
 
 class ConfigurationError(BasisPruneError, ValueError):
     """A configuration of a run holds a key or a value that cannot be used."""
+
+
+class ExportError(BasisPruneError, ValueError):
+    """A network cannot be exported, or the file does not reproduce it."""
+
+
+class InflationError(BasisPruneError, ValueError):
+    """The weights of a network cannot be inflated into another; the message lists every difference."""
 
 
 class CohortError(BasisPruneError, ValueError):

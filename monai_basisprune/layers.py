@@ -1,23 +1,32 @@
-"""The two layers that stand for one convolution: its orthonormal basis filters and their scaling."""
+"""The two layers that stand for one convolution or linear layer: its orthonormal basis filters and their scaling."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
+from .basis_scaling import BasisScalingConv
 from .factorization import Factors, factorize, reconstruct
+from .forward import memory_format
 
-__all__ = ["SUPPORTED_CONVOLUTIONS", "BasisScalingConv", "DecomposedConv"]
+__all__ = [
+    "SUPPORTED_CONVOLUTIONS",
+    "SUPPORTED_LAYERS",
+    "DecomposedConv",
+    "DecomposedLayer",
+    "DecomposedLinear",
+]
 
 SUPPORTED_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The layer types that can be decomposed."""
+"""The layer types that are decomposed by default."""
+
+SUPPORTED_LAYERS: tuple[type[nn.Module], ...] = (*SUPPORTED_CONVOLUTIONS, nn.Linear)
+"""All layer types that can be decomposed: linear layers only where they are asked for."""
 
 
 def kept_bases_problem(kept: Sequence[int], max_rank: int, groups: int) -> str | None:
@@ -38,185 +47,136 @@ Slicer = Callable[[torch.Tensor], torch.Tensor]
 """Takes the part that is kept of any tensor with the shape of one parameter."""
 
 
-class BasisScalingConv(nn.Module):
-    """A 1×1 convolution that rescales basis features and transforms them back to the original output channels.
+class DecomposedLayer(nn.Module):
+    """A layer in two steps: ``basis`` (orthonormal filters, frozen) and ``scaling`` (back to its channels).
 
-    Its weight is ``U · S · diag(s)``: ``U · S`` comes from the decomposition and stays frozen, ``s`` are the trainable
-    scaling factors, 1 at the start (Wong et al., arXiv 2108.02893). The product is taken on the weights and never on
-    a feature map.
-
-    Args:
-        spatial_dims: number of spatial dimensions, 1, 2 or 3.
-        in_channels: number of bases, all groups together.
-        out_channels: number of output channels.
-        groups: number of groups.
-        bias: whether the convolution that is replaced has a bias; it stays here.
-        device: where the parameters are created.
-        dtype: their type.
-    """
-
-    __constants__ = ("groups", "spatial_dims")
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        groups: int = 1,
-        bias: bool = True,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.groups = groups
-        shape = (out_channels, in_channels // groups, *[1] * spatial_dims)
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
-        self.scaling_factors = nn.Parameter(torch.ones(in_channels, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Give the weight the random start of an ordinary convolution, the scaling factors 1 and the bias 0."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        nn.init.ones_(self.scaling_factors)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def folded_weight(self) -> torch.Tensor:
-        """Return the weight with the scaling factors multiplied in, shape ``(out_channels, rank / groups, 1, ...)``."""
-        factors = self.scaling_factors.reshape(self.groups, 1, -1)
-        return (self.weight.reshape(self.groups, -1, factors.shape[2]) * factors).reshape(self.weight.shape)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map basis features ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
-        weight = self.folded_weight()
-        if self.spatial_dims == 1:
-            return F.conv1d(x, weight, self.bias, groups=self.groups)
-        if self.spatial_dims == 2:
-            return F.conv2d(x, weight, self.bias, groups=self.groups)
-        return F.conv3d(x, weight, self.bias, groups=self.groups)
-
-    def extra_repr(self) -> str:
-        """Describe the layer in ``print(network)``."""
-        return f"{self.in_channels}, {self.out_channels}, groups={self.groups}, bias={self.bias is not None}"
-
-
-class DecomposedConv(nn.Module):
-    """A convolution in two steps: ``basis`` (orthonormal filters, frozen) and ``scaling`` (back to its channels).
-
-    Inputs and outputs have the shape of the convolution that it replaces, whatever its rank is.
+    Inputs and outputs have the shape of the layer that it replaces, whatever its rank is. What the subclasses
+    differ in is the kind of layer that they replace.
 
     Args:
-        convolution: the layer to replace, one of :data:`SUPPORTED_CONVOLUTIONS`; it gives every attribute and the
-            bias.
+        layer: the layer to replace, one of :data:`SUPPORTED_LAYERS`; it gives every attribute and the bias.
         factors: the values of both halves; without them they are random, as in any network that is new.
-        rank: number of basis filters, all groups together: a multiple of ``convolution.groups``.
+        rank: number of basis filters, all groups together: a multiple of the layer's groups.
 
     Attributes:
-        basis: an ordinary convolution with the kernel, stride, padding, dilation and groups of the original.
+        basis: an ordinary layer with the kernel, stride, padding, dilation and groups of the original.
         scaling: a :class:`BasisScalingConv`.
         kept_bases: which of the bases of the full decomposition are left, in the order in which they are stored.
         max_rank: the number of bases of the full decomposition.
-        original_parameters: number of parameters of the convolution that was replaced.
+        original_parameters: number of parameters of the layer that was replaced.
     """
 
-    def __init__(self, convolution: nn.Module, factors: Factors | None = None, rank: int | None = None) -> None:
+    def __init__(self, layer: nn.Module, factors: Factors | None = None, rank: int | None = None) -> None:
         super().__init__()
-        conv: nn.Conv2d = convolution  # type: ignore[assignment]  # any of the supported types has these attributes
-        spatial_dims = len(conv.kernel_size)
-        rows, columns = conv.out_channels // conv.groups, conv.weight[0].numel()
-        self.max_rank = conv.groups * min(rows, columns)
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]  # all supported types have one
+        bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]  # and this attribute
+        self._take_geometry(layer)
+        rows, columns = self.out_channels // self.groups, weight[0].numel()
+        self.max_rank = self.groups * min(rows, columns)
         rank = self.max_rank if rank is None else rank
-        if rank < conv.groups or rank > self.max_rank or rank % conv.groups:
+        if rank < self.groups or rank > self.max_rank or rank % self.groups:
             raise ValueError(
-                f"rank must be a multiple of groups={conv.groups} from {conv.groups} to {self.max_rank}, got {rank}."
+                f"rank must be a multiple of groups={self.groups} from {self.groups} to {self.max_rank}, got {rank}."
             )
-        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
-        self.padding, self.padding_mode = conv.padding, conv.padding_mode
-        self.weight_requires_grad = conv.weight.requires_grad
-        self.original_parameters = conv.weight.numel() + (0 if conv.bias is None else conv.bias.numel())
+        self.weight_requires_grad = weight.requires_grad
+        self.original_parameters = weight.numel() + (0 if bias is None else bias.numel())
         self.kept_bases = list(range(rank))
         # on the meta device nothing is allocated and no random number is drawn: the values come below
-        self.basis = Conv[Conv.CONV, spatial_dims](
-            conv.in_channels, rank, conv.kernel_size, groups=conv.groups, bias=False, device="meta", **self._geometry()
-        )
+        self.basis = self._basis_layer(rank)
         self.scaling = BasisScalingConv(
-            spatial_dims, rank, conv.out_channels, conv.groups, conv.bias is not None, torch.device("meta")
+            len(self.kernel_size), rank, self.out_channels, self.groups, bias is not None, torch.device("meta")
         )
-        device, dtype = conv.weight.device, conv.weight.dtype
+        device, dtype = weight.device, weight.dtype
         self.to(dtype).to_empty(device=device)
         if factors is None:
             self.basis.reset_parameters()
             self.scaling.reset_parameters()
+            values = self.basis.weight.detach()
         else:
-            self.basis.weight = nn.Parameter(factors.basis.to(device, dtype))
+            values = factors.basis.to(device, dtype)
             self.scaling.weight = nn.Parameter(factors.scaling.to(device, dtype), requires_grad=False)
             nn.init.ones_(self.scaling.scaling_factors)
-        self.basis.weight.requires_grad_(False)
-        if self.scaling.bias is not None and conv.bias is not None:
-            self.scaling.bias.data.copy_(conv.bias.detach())
-            self.scaling.bias.requires_grad_(conv.bias.requires_grad)
-        self.train(conv.training)
+        self.basis.weight = nn.Parameter(values.contiguous(memory_format=memory_format(weight)), requires_grad=False)
+        if self.scaling.bias is not None and bias is not None:
+            self.scaling.bias.data.copy_(bias.detach())
+            self.scaling.bias.requires_grad_(bias.requires_grad)
+        self.train(layer.training)
 
-    @classmethod
-    def from_convolution(cls, convolution: nn.Module) -> DecomposedConv:
-        """Decompose a convolution at full rank; equal to it to rounding.
+    if TYPE_CHECKING:  # TorchScript would read them as types of its own
+        in_channels: int
+        out_channels: int
+        groups: int
+        kernel_size: tuple[int, ...]
+        basis: Any
 
-        Args:
-            convolution: one of :data:`SUPPORTED_CONVOLUTIONS`; it is left as it is.
-        """
-        return cls(convolution, factorize(convolution.weight, convolution.groups))  # type: ignore[arg-type]
+    def _take_geometry(self, layer: nn.Module) -> None:
+        raise NotImplementedError
 
-    def _geometry(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+    def _basis_layer(self, rank: int) -> nn.Module:
+        """Return the first of the two layers, on the meta device."""
+        raise NotImplementedError
+
+    def _scaling_layer(self, rank: int, bias: bool) -> nn.Module:
+        """Return the ordinary layer that stands for the second of the two, on the meta device."""
+        raise NotImplementedError
+
+    def _whole_layer(self, bias: bool) -> nn.Module:
+        """Return a layer like the one that was replaced, on the meta device."""
+        raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the convolution: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
+        """Apply the layer: for a convolution ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
         return self.scaling(self.basis(x))
 
     def rank(self) -> int:
         """Return the number of basis filters that are left, all groups together."""
         return int(self.basis.weight.shape[0])
 
+    def frozen_weights(self) -> list[nn.Parameter]:
+        """Return the weights of both halves, which are never trained."""
+        return [self.basis.weight, self.scaling.weight]
+
     def basis_size(self) -> int:
         """Return the number of weights that one basis costs, in both halves of the layer together."""
-        return self.basis.weight[0].numel() + self.out_channels // self.groups
+        return int(self.basis.weight[0].numel()) + self.out_channels // self.groups
 
     def original_weights(self) -> int:
-        """Return the number of weights, bias left out, of the convolution that was replaced."""
-        return self.out_channels * self.basis.weight[0].numel()
+        """Return the number of weights, bias left out, of the layer that was replaced."""
+        return self.out_channels * int(self.basis.weight[0].numel())
+
+    def splits(self) -> bool:
+        """Return whether two layers hold fewer weights than the one that they replace."""
+        return self.rank() * self.basis_size() < self.original_weights()
 
     def recomposed_parameters(self) -> int:
-        """Return the number of parameters after recomposition, in the cheaper of its two forms."""
+        """Return the number of parameters after recomposition, in the smaller of its two forms."""
         bias = 0 if self.scaling.bias is None else self.out_channels
         return min(self.rank() * self.basis_size(), self.original_weights()) + bias
 
-    def to_convolution(self) -> nn.Module:
-        """Return one ordinary convolution, or two in an ``nn.Sequential`` where they hold fewer weights."""
-        conv_type, bias = type(self.basis), self.scaling.bias
-        ends = {"groups": self.groups, "device": "meta"}
+    def to_plain(self, split: bool | None = None) -> nn.Module:
+        """Return ordinary layers that give the same output.
+
+        Args:
+            split: whether to return two layers in an ``nn.Sequential``, or one; by default whatever holds fewer
+                weights.
+        """
+        bias = self.scaling.bias
         # the scaling factors are multiplied in float64, so that each weight is rounded only once
         grouped = (
             self.scaling.weight.detach().to("cpu", torch.float64).reshape(self.groups, -1, self.rank() // self.groups)
         )
         factors = self.scaling.scaling_factors.detach().to("cpu", torch.float64).reshape(self.groups, 1, -1)
         scaling = (grouped * factors).reshape(self.scaling.weight.shape)
-        if self.rank() * self.basis_size() < self.original_weights():
-            first = conv_type(self.in_channels, self.rank(), self.kernel_size, bias=False, **ends, **self._geometry())
-            last = conv_type(self.rank(), self.out_channels, 1, bias=bias is not None, **ends)
+        if self.splits() if split is None else split:
+            first, last = self._basis_layer(self.rank()), self._scaling_layer(self.rank(), bias is not None)
             plain: nn.Module = nn.Sequential(first, last)
             weights = [(first, self.basis.weight.detach().clone()), (last, scaling.to(self.basis.weight))]
         else:
-            plain = last = conv_type(
-                self.in_channels, self.out_channels, self.kernel_size, bias=bias is not None, **ends, **self._geometry()
-            )
+            plain = last = self._whole_layer(bias is not None)
             weights = [(last, reconstruct(self.basis.weight, scaling, self.groups))]
-        for convolution, weight in weights:
-            convolution.weight = nn.Parameter(weight, requires_grad=self.weight_requires_grad)
+        for layer, weight in weights:
+            values = weight.contiguous(memory_format=memory_format(self.basis.weight))
+            layer.weight = nn.Parameter(values, requires_grad=self.weight_requires_grad)
         if bias is not None:
             last.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         return plain.train(self.training)
@@ -237,7 +197,8 @@ class DecomposedConv(nn.Module):
         column = (index % per_group).reshape(self.groups, 1, -1)
 
         def slice_rows(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.index_select(0, index.to(tensor.device))
+            kept = tensor.index_select(0, index.to(tensor.device))
+            return kept.contiguous(memory_format=memory_format(tensor))
 
         def slice_columns(tensor: torch.Tensor) -> torch.Tensor:
             grouped = tensor.reshape(self.groups, -1, per_group)
@@ -255,5 +216,83 @@ class DecomposedConv(nn.Module):
                 new.grad = slicer(old.grad)
             setattr(owner, name, new)
             replaced(old, new, slicer)
-        self.basis.out_channels = self.scaling.in_channels = len(keep)
+        self.tell_rank(len(keep))
         self.kept_bases = [self.kept_bases[position] for position in keep]
+
+    def tell_rank(self, rank: int) -> None:
+        """Note the number of bases where the two halves tell it; the tensors are the caller's matter."""
+        self.basis.out_channels = self.scaling.in_channels = rank
+
+
+class DecomposedConv(DecomposedLayer):
+    """A convolution as orthonormal basis filters and their scaling; see :class:`DecomposedLayer`."""
+
+    def _take_geometry(self, layer: nn.Module) -> None:
+        conv: nn.Conv2d = layer  # type: ignore[assignment]  # any of the supported types has these attributes
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
+
+    def _new(self, in_channels: int, out_channels: int, bias: bool, whole_kernel: bool) -> nn.Module:
+        geometry: dict[str, Any] = {"kernel_size": 1}
+        if whole_kernel:
+            names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            geometry = {name: getattr(self, name) for name in names}
+        kind = Conv[Conv.CONV, len(self.kernel_size)]
+        return kind(in_channels, out_channels, groups=self.groups, bias=bias, device="meta", **geometry)
+
+    def _basis_layer(self, rank: int) -> nn.Module:
+        return self._new(self.in_channels, rank, bias=False, whole_kernel=True)
+
+    def _scaling_layer(self, rank: int, bias: bool) -> nn.Module:
+        return self._new(rank, self.out_channels, bias, whole_kernel=False)
+
+    def _whole_layer(self, bias: bool) -> nn.Module:
+        return self._new(self.in_channels, self.out_channels, bias, whole_kernel=True)
+
+
+class DecomposedLinear(DecomposedLayer):
+    """A linear layer as orthonormal basis vectors and their scaling; see :class:`DecomposedLayer`.
+
+    Its features come last: ``(..., in_channels)`` to ``(..., out_channels)``.
+    """
+
+    def _take_geometry(self, layer: nn.Module) -> None:
+        self.in_channels, self.out_channels, self.groups = layer.in_features, layer.out_features, 1  # type: ignore[assignment]
+        self.kernel_size = self.stride = self.padding = self.dilation = ()
+        self.padding_mode = "zeros"
+
+    def _basis_layer(self, rank: int) -> nn.Module:
+        return nn.Linear(self.in_channels, rank, bias=False, device="meta")
+
+    def _scaling_layer(self, rank: int, bias: bool) -> nn.Module:
+        return nn.Linear(rank, self.out_channels, bias=bias, device="meta")
+
+    def _whole_layer(self, bias: bool) -> nn.Module:
+        return nn.Linear(self.in_channels, self.out_channels, bias=bias, device="meta")
+
+    def tell_rank(self, rank: int) -> None:
+        """Note the number of bases where the two halves tell it; the tensors are the caller's matter."""
+        self.basis.out_features = self.scaling.in_channels = rank
+
+
+def decompose_layer(layer: nn.Module) -> DecomposedLayer:
+    """Decompose one layer at full rank; equal to it to rounding.
+
+    Args:
+        layer: one of :data:`SUPPORTED_LAYERS`; it is left as it is.
+    """
+    return _decomposed_type(layer)(layer, factorize(layer.weight, getattr(layer, "groups", 1)))  # type: ignore[arg-type]
+
+
+def new_decomposed(layer: nn.Module, rank: int) -> DecomposedLayer:
+    """Return a decomposed layer of some rank with random values, in the place of ``layer``.
+
+    Raises:
+        ValueError: if the layer cannot have that rank.
+    """
+    return _decomposed_type(layer)(layer, rank=rank)
+
+
+def _decomposed_type(layer: nn.Module) -> type[DecomposedLayer]:
+    return DecomposedLinear if isinstance(layer, nn.Linear) else DecomposedConv

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from .decomposition import replace_modules, skip_reasons
-from .errors import PlanMismatchError
-from .files import sha256_of, write_atomically
-from .layers import SUPPORTED_CONVOLUTIONS, DecomposedConv, kept_bases_problem
-from .plan import PruningPlan, architecture_of, convolution_geometry
+from .decomposition import replace_modules
+from .errors import BasisPruneError, PlanMismatchError
+from .files import archive_problem, move_into_place, sha256_of, write_atomically
+from .fingerprint import architecture_of, module_differences, module_settings, shape_differences
+from .layers import SUPPORTED_LAYERS, kept_bases_problem, new_decomposed
+from .plan import PruningPlan
+from .selection import skip_reasons
 
-__all__ = ["build_pruned", "load_pruned", "plan_path", "save_pruned"]
+__all__ = ["build_pruned", "load_pruned", "make_network", "plan_path", "save_pruned"]
 
 
 def build_pruned(
@@ -33,36 +38,33 @@ def build_pruned(
     Args:
         network_def: the original network, which is left as it is; or a function or a bundle component (a dictionary
             with ``_target_``) that makes it.
-        plan: the plan, as an object, a dictionary or the path of its file.
+        plan: the plan, as an object, a dictionary or the path of its file. Nothing in it is ever executed.
 
     Returns:
         a new network.
 
     Raises:
-        PlanMismatchError: if the plan belongs to another network; every difference is listed.
+        FileNotFoundError: if there is no such plan.
+        PlanMismatchError: if it is no plan, or belongs to another network; every difference is listed.
     """
-    network = _instantiate(network_def)
+    network = make_network(network_def)
     if isinstance(plan, (str, os.PathLike)):
-        plan = PruningPlan.load(plan)
+        plan = _load_plan(Path(plan))
     elif isinstance(plan, Mapping):
         plan = PruningPlan.from_dict(plan)
     modules = dict(network.named_modules())
     reasons = skip_reasons(network)
-    problems = _differences(architecture_of(network), plan.architecture)
+    problems = shape_differences(architecture_of(network), plan.architecture)
+    problems += module_differences(module_settings(network), plan.modules)
     pruned: dict[nn.Module, nn.Module] = {}
     for name, layer in plan.layers.items():
-        if not isinstance(modules.get(name), SUPPORTED_CONVOLUTIONS):
-            problems.append(f"{name}: the network has no such convolution")
+        if not isinstance(modules.get(name), SUPPORTED_LAYERS):
+            problems.append(f"{name}: the network has no such layer")
         elif name in reasons:
             problems.append(f"{name}: cannot be decomposed, {reasons[name]}")
-        elif (found := convolution_geometry(modules[name])) != layer.geometry:
-            differing = {key: found.get(key) for key in layer.geometry if found.get(key) != layer.geometry[key]}
-            problems.append(
-                f"{name}: differs in {differing}, the plan has { {k: layer.geometry[k] for k in differing} }"
-            )
         else:
             try:
-                new = DecomposedConv(modules[name], rank=len(layer.kept_bases))
+                new = new_decomposed(modules[name], rank=len(layer.kept_bases))
             except ValueError as error:
                 problems.append(f"{name}: {error}")
                 continue
@@ -83,21 +85,40 @@ def build_pruned(
 def save_pruned(network: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save a pruned network: its state dict, and beside it the plan that belongs to it.
 
-    Both files are written beside their final place, flushed to disk and then renamed.
+    Both files are written beside their final place, flushed to disk and then renamed: the plan to a second name, then
+    the weights, then the plan. Killed at any moment, this leaves the earlier network or the new one for
+    :func:`load_pruned` and :func:`build_pruned`, which look at both names, and the next call goes on from there. One
+    process at a time may save under one name.
 
     Args:
         network: a decomposed network.
         path: where the state dict goes, such as ``model.pt``; the plan goes to ``model.plan.json``.
+
+    Raises:
+        LayerSelectionError: if the network holds no decomposed layer.
+        BasisPruneError: if a weight is NaN or infinite; what was saved before is left as it is.
+        OSError: if the files cannot be written; what was saved before is left as it is.
     """
     plan = PruningPlan.from_network(network)
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    problems = _value_problems(network, state)
+    if problems:
+        lines = "\n".join(f"  - {line}" for line in problems)
+        raise BasisPruneError(f"{type(network).__name__} is not saved, its weights are no numbers:\n{lines}")
+    following = _second_name(plan_path(path))
 
     def write(temporary: Path) -> None:
         torch.save(state, temporary)
-        # the plan takes its place first: where it cannot be written, the earlier weights stay as well
-        replace(plan, weights_sha256=sha256_of(temporary)).save(plan_path(path))
+        replace(plan, weights_sha256=sha256_of(temporary)).save(following)
 
-    write_atomically(path, write)
+    _finish_save(path)
+    try:
+        write_atomically(path, write)
+        move_into_place(following, plan_path(path))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _finish_save(path)
+        raise
 
 
 def load_pruned(
@@ -114,34 +135,42 @@ def load_pruned(
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
-        PlanMismatchError: if weights, plan and network do not belong together; every difference is listed.
+        PlanMismatchError: if weights, plan and network do not belong together, or a weight is NaN or infinite; every
+            difference is listed.
     """
-    plan = PruningPlan.load(plan_path(path))
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no weights file {path} beside the plan {plan_path(path)}.")
-    if plan.weights_sha256 is not None and sha256_of(path) != plan.weights_sha256:
-        raise PlanMismatchError(
-            f"The weights {path} are not those that {plan_path(path).name} was written for: SHA-256 {sha256_of(path)}, "
-            f"the plan has {plan.weights_sha256}. The file was changed or damaged, or the plan belongs to another one."
-        )
-    network = build_pruned(network_def, plan)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many types for a damaged file
-        raise PlanMismatchError(f"{path} is no state dict that can be read: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise PlanMismatchError(f"{path} holds {type(state).__name__}, not the tensors of a state dict.")
-    found = {name: list(tensor.shape) for name, tensor in state.items()}
-    wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    problems = _differences(found, wanted)
+    path, place = Path(path), plan_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path.name} to go with the plan {place.name}.")
+    with open(path, "rb") as file:  # what was checked is what is read, even if another file takes its name meanwhile
+        digest = sha256_of(file)
+        following = _load_second(place)
+        plan = following if following and following.weights_sha256 == digest else PruningPlan.load(place)
+        if plan.weights_sha256 not in (None, digest):
+            second = f", and {_second_name(place).name} has {following.weights_sha256}" if following else ""
+            raise PlanMismatchError(
+                f"The weights {path.name} are not those that {place.name} was written for: SHA-256 {digest}, the plan "
+                f"has {plan.weights_sha256}{second}. The file was changed or damaged, or the plan belongs to another "
+                f"one."
+            )
+        network = build_pruned(network_def, plan)
+        state = _read_state_dict(file, path.name)
+    wanted = network.state_dict()
+    unusual = [name for name, tensor in state.items() if not _is_ordinary(tensor)]
+    problems = [f"{name}: no ordinary tensor, but sparse, quantized, nested or without values" for name in unusual]
+    problems += shape_differences(
+        {name: list(tensor.shape) for name, tensor in state.items() if name not in unusual},
+        {name: list(tensor.shape) for name, tensor in wanted.items() if name not in unusual},
+    )
     problems += [
         f"{name}: type {state[name].dtype}, expected {tensor.dtype}"
-        for name, tensor in network.state_dict().items()
+        for name, tensor in wanted.items()
         if name in state and state[name].dtype != tensor.dtype
     ]
+    if not problems:
+        problems = _value_problems(network, state)
     if problems:
         lines = "\n".join(f"  - {line}" for line in problems)
-        raise PlanMismatchError(f"{path} does not fit the pruned {type(network).__name__}:\n{lines}")
+        raise PlanMismatchError(f"{path.name} does not fit the pruned {type(network).__name__}:\n{lines}")
     network.load_state_dict(state, strict=True)
     return network
 
@@ -153,7 +182,91 @@ def plan_path(path: str | os.PathLike[str]) -> Path:
     return path.with_name((path.stem if path.suffix in (".pt", ".pth") else path.name) + ".plan.json")
 
 
-def _instantiate(network_def: nn.Module | Callable[[], nn.Module] | Mapping[str, Any]) -> nn.Module:
+def _second_name(place: Path) -> Path:
+    """Return where a plan lies while its weights take their place: ``model.plan.next.json``."""
+    return place.with_name(place.name.removesuffix(".json") + ".next.json")
+
+
+def _load_second(place: Path) -> PruningPlan | None:
+    try:
+        return PruningPlan.load(_second_name(place))
+    except (FileNotFoundError, PlanMismatchError):
+        return None
+
+
+def _load_plan(place: Path) -> PruningPlan:
+    """Load a plan; after a save that was interrupted before its last step, the one of the weights beside it."""
+    following = _load_second(place)
+    if following is not None:
+        stem = place.name.removesuffix(".plan.json")
+        weights = [place.with_name(stem + ending) for ending in (".pt", ".pth", "")]
+        if any(file.is_file() and sha256_of(file) == following.weights_sha256 for file in weights):
+            return following
+    return PruningPlan.load(place)
+
+
+def _finish_save(path: str | os.PathLike[str]) -> None:
+    """Do the last step of a save that was interrupted before it, or remove the plan of one that came not so far."""
+    place = plan_path(path)
+    following = _load_second(place)
+    if following is not None and Path(path).is_file() and sha256_of(path) == following.weights_sha256:
+        move_into_place(_second_name(place), place)
+    else:
+        _second_name(place).unlink(missing_ok=True)
+
+
+def _read_state_dict(file: BinaryIO, name: str) -> Mapping[str, torch.Tensor]:
+    problem = archive_problem(file)
+    if problem is not None:
+        raise PlanMismatchError(f"{name} is no state dict that can be read: {problem}")
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is TorchScript; it is refused
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise PlanMismatchError(
+            f"{name} is no state dict that can be read: it holds other things than tensors, which could run code. "
+            f"Nothing of it was run; save it again with save_pruned."
+        ) from error
+    except Exception as error:  # the reader raises many types, and says how to read the file all the same
+        raise PlanMismatchError(
+            f"{name} is no state dict that can be read: {type(error).__name__} while PyTorch {torch.__version__} read "
+            f"it. Save it again with save_pruned."
+        ) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise PlanMismatchError(f"{name} holds {type(state).__name__}, not the tensors of a state dict.")
+    return state
+
+
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return plain and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+
+
+def _value_problems(network: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    problems = []
+    for name, tensor in state.items():
+        if bool(tensor.isnan().any()):
+            problems.append(f"{name}: holds NaN")
+        elif name in parameters and bool(tensor.isinf().any()):  # a buffer may, such as the mask of attention
+            problems.append(f"{name}: holds infinite values")
+    return problems
+
+
+def make_network(network_def: nn.Module | Callable[[], nn.Module] | Mapping[str, Any]) -> nn.Module:
+    """Return the network that a ``network_def`` stands for.
+
+    Args:
+        network_def: the network itself; or a function or a bundle component (a dictionary with ``_target_``) that
+            makes it.
+
+    Raises:
+        TypeError: if it stands for something else.
+    """
     network: Any = network_def
     if isinstance(network_def, Mapping):
         network = ConfigParser({"network_def": dict(network_def)}).get_parsed_content("network_def")
@@ -165,14 +278,3 @@ def _instantiate(network_def: nn.Module | Callable[[], nn.Module] | Mapping[str,
             f"got {type(network).__name__}."
         )
     return network
-
-
-def _differences(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> list[str]:
-    lines = [f"{key}: missing, expected with shape {wanted[key]}" for key in wanted if key not in found]
-    lines += [f"{key}: unexpected, shape {found[key]}" for key in found if key not in wanted]
-    lines += [
-        f"{key}: shape {found[key]}, expected {wanted[key]}"
-        for key in wanted
-        if key in found and found[key] != wanted[key]
-    ]
-    return lines

@@ -3,80 +3,99 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
+from jsonschema.validators import extend
 from torch import nn
 
 from ._version import __version__
 from .decomposition import decomposed_layers
 from .errors import PlanMismatchError
 from .files import write_atomically
-from .layers import DecomposedConv
+from .fingerprint import BLOCK_SETTINGS, LAYER_SETTINGS, architecture_of, module_settings
 
-__all__ = ["LayerPlan", "PruningPlan", "architecture_of", "convolution_geometry"]
+__all__ = ["LayerPlan", "PruningPlan"]
 
-_FORMAT, _FORMAT_VERSION = "monai_basisprune.plan", 1
-_GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "padding_mode", "dilation", "groups")
+_FORMAT, _FORMAT_VERSION = "monai_basisprune.plan", 2
+# far more than the plan of any network, and little enough to be read within seconds
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_DIGITS, _MAX_LINES = 16 << 20, 10**6, 8, 3000, 50
 
 _SIZE = {"type": "integer", "minimum": 0, "maximum": 2**31}
-_SIZES = {"type": "array", "items": _SIZE, "maxItems": 16}
+_NUMBER = {"type": ["number", "boolean"], "minimum": -(2**31), "maximum": 2**31}
+_SETTING = {
+    "anyOf": [
+        _NUMBER,
+        {"type": "string", "maxLength": 100},
+        {"type": "array", "items": {"anyOf": [{"type": "null"}, _NUMBER]}, "maxItems": 16},
+    ]
+}
+_NAMES = {"maxLength": 1000}
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["format", "format_version", "package_version", "architecture", "weights_sha256", "layers"],
+    "required": ["format", "format_version", "package_version", "architecture", "modules", "weights_sha256", "layers"],
     "properties": {
         "format": {"const": _FORMAT},
         "format_version": {"const": _FORMAT_VERSION},
         "package_version": {"type": "string", "maxLength": 100},
-        "weights_sha256": {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[0-9a-f]{64}$"}]},
-        "architecture": {"type": "object", "additionalProperties": _SIZES},
-        "layers": {
+        "weights_sha256": {"anyOf": [{"type": "null"}, {"type": "string", "pattern": r"^[0-9a-f]{64}\Z"}]},
+        "architecture": {
             "type": "object",
-            "minProperties": 1,
+            "propertyNames": _NAMES,
+            "additionalProperties": {"type": "array", "items": _SIZE, "maxItems": 16},
+        },
+        "modules": {
+            "type": "object",
+            "propertyNames": _NAMES,
             "additionalProperties": {
                 "type": "object",
                 "additionalProperties": False,
-                "required": ["geometry", "kept_bases"],
+                "required": ["type"],
                 "properties": {
-                    "kept_bases": {"type": "array", "items": _SIZE, "minItems": 1, "uniqueItems": True},
-                    "geometry": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "required": ["type", *_GEOMETRY, "bias"],
-                        "properties": {
-                            "type": {"type": "string", "maxLength": 100},
-                            "in_channels": _SIZE,
-                            "out_channels": _SIZE,
-                            "kernel_size": _SIZES,
-                            "stride": _SIZES,
-                            "padding": {"anyOf": [_SIZES, {"enum": ["valid", "same"]}]},
-                            "padding_mode": {"enum": ["zeros", "reflect", "replicate", "circular"]},
-                            "dilation": _SIZES,
-                            "groups": _SIZE,
-                            "bias": {"type": "boolean"},
-                        },
-                    },
+                    "type": {"type": "string", "maxLength": 100},
+                    **dict.fromkeys((*LAYER_SETTINGS, *BLOCK_SETTINGS), _SETTING),
                 },
+            },
+        },
+        "layers": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": _NAMES,
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["kept_bases"],
+                "properties": {"kept_bases": {"type": "array", "items": _SIZE, "minItems": 1, "maxItems": 65536}},
             },
         },
     },
 }
+# stricter than the standard, for which 1.0 is an integer; NaN and infinity are no JSON at all
+_VALIDATOR = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, value: type(value) is int,
+            "number": lambda _, value: type(value) is int or (type(value) is float and math.isfinite(value)),
+        }
+    ),
+)(_SCHEMA)
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One decomposed layer: the convolution that it replaces, and the bases that are left of it.
+    """What is left of one decomposed layer.
 
     Attributes:
-        geometry: attributes of the convolution, among them ``type`` and whether it has a ``bias``.
-        kept_bases: which bases of the full decomposition are left.
+        kept_bases: which bases of the full decomposition are left, in rising order.
     """
 
-    geometry: dict[str, Any]
     kept_bases: list[int]
 
 
@@ -87,12 +106,16 @@ class PruningPlan:
     Attributes:
         layers: one :class:`LayerPlan` for each decomposed layer, by dotted name.
         architecture: the shapes of all entries of the original network's state dict.
+        modules: the types and settings of the original network's modules, as far as they change its output; see
+            :func:`~monai_basisprune.fingerprint.module_settings`. What the code of a network does by itself, in no
+            module, is not in it.
         weights_sha256: SHA-256 of the weights file that belongs to the plan, or None.
         package_version: the version of monai_basisprune that wrote it.
     """
 
     layers: dict[str, LayerPlan]
     architecture: dict[str, list[int]]
+    modules: dict[str, dict[str, Any]]
     weights_sha256: str | None = None
     package_version: str = field(default=__version__)
 
@@ -103,11 +126,8 @@ class PruningPlan:
         Raises:
             LayerSelectionError: if it holds no decomposed layer.
         """
-        layers = {
-            name: LayerPlan(convolution_geometry(layer), list(layer.kept_bases))
-            for name, layer in decomposed_layers(network)
-        }
-        return cls(layers=layers, architecture=architecture_of(network))
+        layers = {name: LayerPlan(list(layer.kept_bases)) for name, layer in decomposed_layers(network)}
+        return cls(layers=layers, architecture=architecture_of(network), modules=module_settings(network))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
@@ -118,17 +138,29 @@ class PruningPlan:
         """Read a plan from JSON types.
 
         Raises:
-            PlanMismatchError: if it is not a plan of this format version, or malformed; all problems are listed.
+            PlanMismatchError: if it is not a plan of this format version, or malformed; all problems are listed, up
+                to the fiftieth.
         """
-        problems = [
-            f"  - {error.json_path}: {_shortened(error.message)}"
-            for error in Draft202012Validator(_SCHEMA).iter_errors(content)
-        ]
+        problem = _json_problem(content)
+        if problem is not None:
+            raise PlanMismatchError(f"This is no pruning plan that can be used: {problem}")
+        if isinstance(content, dict) and content.get("format") == _FORMAT:
+            _check_version(content.get("format_version"), content.get("package_version"))
+        errors = islice(_VALIDATOR.iter_errors(content), _MAX_LINES)
+        problems = [f"{_shortened(error.json_path)}: {_shortened(error.message)}" for error in errors]
+        if not problems:
+            problems = [
+                f"{_shortened(name)}: its kept_bases are not in rising order"
+                for name, layer in content["layers"].items()
+                if any(first >= second for first, second in zip(layer["kept_bases"], layer["kept_bases"][1:]))  # noqa: B905
+            ]
         if problems:
-            raise PlanMismatchError("This is no pruning plan that can be used:\n" + "\n".join(problems))
+            lines = "\n".join(f"  - {line}" for line in problems[:_MAX_LINES])
+            raise PlanMismatchError(f"This is no pruning plan that can be used:\n{lines}")
         return cls(
             layers={name: LayerPlan(**layer) for name, layer in content["layers"].items()},
             architecture=content["architecture"],
+            modules=content["modules"],
             weights_sha256=content["weights_sha256"],
             package_version=content["package_version"],
         )
@@ -143,45 +175,71 @@ class PruningPlan:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            PlanMismatchError: if it is not a plan.
+            PlanMismatchError: if it is not a plan, or one of another format version.
         """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no plan {path.name}.")
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise PlanMismatchError(
+                f"{path.name} is no pruning plan: it is larger than {_MAX_BYTES >> 20} MiB, and was not read."
+            )
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:  # too long a number is a ValueError of its own
-            raise PlanMismatchError(f"{path} is not JSON, so it is no pruning plan: {error}") from error
+            reason = _shortened(str(error))
+            raise PlanMismatchError(f"{path.name} is not JSON, so it is no pruning plan: {reason}") from error
         return cls.from_dict(content)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key!r} stands twice in one object")
+        content[key] = value
+    return content
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _json_problem(content: Any) -> str | None:
+    """Return what keeps a value from being JSON of a size that can be checked, or None."""
+    waiting: list[tuple[Any, int]] = [(content, 0)]
+    seen = 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen + len(waiting) > _MAX_VALUES:
+            return f"it holds more than {_MAX_VALUES} values"
+        if type(value) in (dict, list):
+            if depth == _MAX_DEPTH:
+                return f"it is nested deeper than {_MAX_DEPTH} levels"
+            if type(value) is dict and not all(type(key) is str for key in value):
+                return "it holds a key that is no text"
+            waiting += [(entry, depth + 1) for entry in (value.values() if type(value) is dict else value)]
+        elif type(value) is int and value.bit_length() > 3 * _MAX_DIGITS:
+            return f"it holds a number of more than {_MAX_DIGITS * 9 // 10} digits"
+        elif value is not None and type(value) not in (bool, int, float, str):
+            return f"it holds a {_shortened(type(value).__name__)}, which is no type of JSON"
+    return None
+
+
+def _check_version(version: Any, package_version: Any) -> None:
+    if type(version) is int and version != _FORMAT_VERSION:
+        raise PlanMismatchError(
+            f"The plan is of format version {_shortened(str(version))}, written by monai_basisprune "
+            f"{_shortened(str(package_version))}; monai_basisprune {__version__} reads format version "
+            f"{_FORMAT_VERSION}. Read it with the release that wrote it, or make it anew: prune the original network "
+            f"again and call save_pruned, which writes the plan beside the weights."
+        )
+
+
 def _shortened(message: str) -> str:
-    # the value comes first and may be long, the reason last
-    return message if len(message) <= 200 else f"{message[:100]} … {message[-90:]}"
-
-
-def convolution_geometry(convolution: nn.Module) -> dict[str, Any]:
-    """Return what tells one convolution, decomposed or not, from another, as JSON types."""
-    kind, bias = convolution, getattr(convolution, "bias", None)
-    if isinstance(convolution, DecomposedConv):
-        kind, bias = convolution.basis, convolution.scaling.bias
-    geometry: dict[str, Any] = {"type": type(kind).__name__}
-    for name in _GEOMETRY:
-        value = getattr(convolution, name)
-        geometry[name] = list(value) if isinstance(value, tuple) else value
-    return {**geometry, "bias": bias is not None}
-
-
-def architecture_of(network: nn.Module) -> dict[str, list[int]]:
-    """Return the shapes of the state dict that the network had before it was decomposed."""
-    # a module that has two names stands twice in the state dict
-    named = network.named_modules(remove_duplicate=False)
-    decomposed = {name: m for name, m in named if isinstance(m, DecomposedConv)}
-    inside = tuple(f"{name}." if name else "" for name in decomposed)
-    shapes = {
-        key: list(tensor.shape)
-        for key, tensor in network.state_dict().items()
-        if not (inside and key.startswith(inside))
-    }
-    for layer, prefix in zip(decomposed.values(), inside, strict=True):
-        shapes[f"{prefix}weight"] = [layer.out_channels, *layer.basis.weight.shape[1:]]
-        if layer.scaling.bias is not None:
-            shapes[f"{prefix}bias"] = [layer.out_channels]
-    return shapes
+    # the value comes first and may be long, the reason last; control characters could speak to a terminal
+    short = message if len(message) <= 200 else f"{message[:100]} … {message[-90:]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in short)

@@ -13,7 +13,7 @@ from torch import nn
 from .budgets import Budget, NetworkCost, network_cost
 from .decomposition import decomposed_layers
 from .errors import BudgetError
-from .layers import DecomposedConv, Slicer
+from .layers import DecomposedLayer, Slicer
 
 __all__ = ["PruneResult", "check_budget", "keep_bases_", "prune_", "select_bases"]
 
@@ -30,6 +30,8 @@ class PruneResult:
         parameter_reduction: the share of the original network's parameters that is gone.
         macs: multiply-accumulate operations that are left; None unless the budget gives ``input_shape``.
         mac_reduction: the share of the original network's that is gone; None likewise.
+        latency_reduction: the share of the original network's time that is gone, as modeled; None unless the budget is
+            of latency. Measure the network that :func:`recompose` gives to know.
     """
 
     kept: dict[str, list[int]]
@@ -39,6 +41,7 @@ class PruneResult:
     parameter_reduction: float
     macs: int | None = None
     mac_reduction: float | None = None
+    latency_reduction: float | None = None
 
 
 def select_bases(network: nn.Module, scores: Mapping[str, torch.Tensor], budget: Budget) -> dict[str, list[int]]:
@@ -60,6 +63,12 @@ def select_bases(network: nn.Module, scores: Mapping[str, torch.Tensor], budget:
         ValueError: if the scores do not fit the network or are not finite; all problems are listed.
         BudgetError: if the budget cannot be met; the message holds the largest one that can.
     """
+    return _select(network, scores, budget, None if budget.threshold is not None else network_cost(network, budget))
+
+
+def _select(
+    network: nn.Module, scores: Mapping[str, torch.Tensor], budget: Budget, cost: NetworkCost | None
+) -> dict[str, list[int]]:
     layers = dict(decomposed_layers(network))
     _check_scores(layers, scores)
     order = {name: _slots(layers[name], scores[name]) for name in scores}
@@ -70,11 +79,10 @@ def select_bases(network: nn.Module, scores: Mapping[str, torch.Tensor], budget:
         if slot > 0
     )
     keep = {name: len(slot_scores) for name, (_, slot_scores) in order.items()}
-    if budget.threshold is not None:
+    if cost is None:
         for score, _, name in candidates:
-            keep[name] -= score < budget.threshold
+            keep[name] -= score < (budget.threshold or 0.0)
     else:
-        cost = network_cost(network, budget)
         left = cost.total
         for _, _, name in candidates:
             if left <= cost.allowed:
@@ -118,14 +126,17 @@ def prune_(
         >>> 0.5 <= result.parameter_reduction < 0.55
         True
     """
-    kept = select_bases(network, scores, budget)
+    cost = None if budget.threshold is not None else network_cost(network, budget)
+    kept = _select(network, scores, budget, cost)
     # all that can raise comes before the cut
     parameters = network_cost(network, Budget(parameters=0.0))
-    parameters_left = _left(network, parameters, kept)
-    macs = macs_left = None
+    parameters_left = int(_left(network, parameters, kept))
+    macs = macs_left = latency_reduction = None
     if budget.input_shape is not None:
         macs = network_cost(network, Budget(macs=0.0, input_shape=budget.input_shape))
-        macs_left = _left(network, macs, kept)
+        macs_left = int(_left(network, macs, kept))
+    if cost is not None and budget.latency is not None:
+        latency_reduction = cost.reduction(_left(network, cost, kept))
     removed = keep_bases_(network, kept, optimizer)
     return PruneResult(
         kept=kept,
@@ -135,6 +146,7 @@ def prune_(
         parameter_reduction=parameters.reduction(parameters_left),
         macs=macs_left,
         mac_reduction=None if macs is None or macs_left is None else macs.reduction(macs_left),
+        latency_reduction=latency_reduction,
     )
 
 
@@ -184,7 +196,7 @@ def check_budget(network: nn.Module, budget: Budget) -> None:
             raise BudgetError(_impossible(budget, cost, least))
 
 
-def _left(network: nn.Module, cost: NetworkCost, kept: Mapping[str, Sequence[int]]) -> int:
+def _left(network: nn.Module, cost: NetworkCost, kept: Mapping[str, Sequence[int]]) -> float:
     """Return what the network will cost when these bases are left."""
     return cost.total - sum(
         cost.saving(name, slots)
@@ -194,7 +206,7 @@ def _left(network: nn.Module, cost: NetworkCost, kept: Mapping[str, Sequence[int
     )
 
 
-def _check_scores(layers: Mapping[str, DecomposedConv], scores: Mapping[str, torch.Tensor]) -> None:
+def _check_scores(layers: Mapping[str, DecomposedLayer], scores: Mapping[str, torch.Tensor]) -> None:
     problems = [f"{name}: not a decomposed layer of the network" for name in scores if name not in layers]
     for name in scores.keys() & layers.keys():
         if tuple(scores[name].shape) != (layers[name].rank(),):
@@ -207,7 +219,7 @@ def _check_scores(layers: Mapping[str, DecomposedConv], scores: Mapping[str, tor
         raise ValueError("The scores do not fit the network:\n" + "\n".join(f"  - {line}" for line in sorted(problems)))
 
 
-def _slots(layer: DecomposedConv, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _slots(layer: DecomposedLayer, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions of shape (groups, rank / groups) by falling score, and the mean score of each column."""
     grouped = scores.detach().cpu().double().reshape(layer.groups, -1)
     falling = grouped.sort(dim=1, descending=True, stable=True)
@@ -215,11 +227,13 @@ def _slots(layer: DecomposedConv, scores: torch.Tensor) -> tuple[torch.Tensor, t
     return falling.indices + offset, falling.values.mean(dim=0)
 
 
-def _impossible(budget: Budget, cost: NetworkCost, least: int) -> str:
+def _impossible(budget: Budget, cost: NetworkCost, least: float) -> str:
     largest = math.floor(cost.reduction(least) * 1e4) / 1e4
+    # seconds have no whole numbers worth printing
+    left, whole = (f"{n * 1e3:.2f} ms" if budget.latency is not None else f"{n:,}" for n in (least, cost.original))
     return (
-        f"{budget} cannot be met: with one basis left in every layer, {least:,} of the original "
-        f"{cost.original:,} {budget.quantity} remain. The largest that can be met is {budget.quantity}={largest}; ask "
+        f"{budget} cannot be met: with one basis left in every layer, {left} of the original {whole} "
+        f"{budget.quantity} remain. The largest that can be met is {budget.quantity}={largest}; ask "
         f"for less, or decompose more layers (see layer_status)."
     )
 

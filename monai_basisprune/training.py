@@ -12,12 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from .decomposition import decomposed_layers
 from .errors import LayerSelectionError
+from .layers import DecomposedLayer
+from .selection import linear_layers
 
 __all__ = [
     "NORM_LAYERS",
     "freeze_norm_statistics_",
     "freeze_weights_",
-    "linear_layers",
     "recalibrate_norm_statistics_",
     "round_schedule",
     "trainable_parameters",
@@ -31,11 +32,6 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
 """The layer types whose affine parameters are trained."""
 
 
-def linear_layers(network: nn.Module) -> list[str]:
-    """Return the names of the linear layers of a network; the last one is its head, unless told otherwise."""
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-
-
 def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = None) -> list[nn.Parameter]:
     """Return what an optimizer gets: scaling factors, the affine parameters of norms, and the head.
 
@@ -45,7 +41,7 @@ def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = 
 
     Args:
         network: a decomposed network.
-        head: dotted name or names of the modules that classify; by default the last ``nn.Linear``.
+        head: dotted name or names of the modules that classify; by default the last linear layer.
 
     Returns:
         the parameters, each once, in the order in which the network holds them.
@@ -61,7 +57,9 @@ def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = 
         raise LayerSelectionError(f"head: {unknown} not found; the linear layers of the network are {linear}.")
     chosen = {id(layer.scaling.scaling_factors) for _, layer in decomposed_layers(network)}
     for name in heads:
-        chosen.update(id(p) for p in modules[name].parameters())
+        # of a head that is decomposed, the basis and U·S stay as they are
+        frozen = {id(w) for m in modules[name].modules() if isinstance(m, DecomposedLayer) for w in m.frozen_weights()}
+        chosen.update({id(p) for p in modules[name].parameters()} - frozen)
     for module in modules.values():
         if isinstance(module, NORM_LAYERS):
             chosen.update(id(p) for p in module.parameters(recurse=False))

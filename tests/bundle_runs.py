@@ -20,6 +20,7 @@ from monai.utils import set_determinism
 
 from monai_basisprune.data import write_synthetic_cohort
 from monai_basisprune.errors import BasisPruneError
+from monai_basisprune.workflow.redaction import remove_redaction
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "chest_xray_classification"
@@ -92,13 +93,14 @@ def run_command(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Undo what a run does to its process: hook for errors, seeds, search path."""
+    """Undo what a run does to its process: hook for errors, redaction, seeds, search path."""
     hook, path, threads = sys.excepthook, list(sys.path), torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes of run_command
     try:
         yield
     finally:
         sys.excepthook = hook
+        remove_redaction()
         sys.path[:] = path
         torch.set_num_threads(threads)
         set_determinism(None)

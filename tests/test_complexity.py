@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import monai_basisprune as mbp
-from monai_basisprune.complexity import evaluation_mode, example_input
+from monai_basisprune.forward import evaluation_mode, example_input
 
 from .networks import same_bits, snapshot, tiny_classifier
 
@@ -46,7 +46,8 @@ class Product(nn.Module):
     ],
 )
 def test_parameters_and_operations_by_hand(network, shape, parameters, macs):
-    assert mbp.measure_complexity(network, shape) == mbp.Complexity(parameters=parameters, macs=macs)
+    cost = mbp.measure_complexity(network, shape)
+    assert (cost.parameters, cost.macs, cost.latency) == (parameters, macs, None)
 
 
 def test_a_classifier_by_hand():
@@ -65,7 +66,36 @@ def test_a_decomposed_network_counts_both_halves():
 
 def test_shared_parameters_count_once_and_their_operations_every_time():
     linear = nn.Linear(4, 4, bias=False)
-    assert mbp.measure_complexity(nn.Sequential(linear, nn.ReLU(), linear), (4,)) == mbp.Complexity(16, 32)
+    cost = mbp.measure_complexity(nn.Sequential(linear, nn.ReLU(), linear), (4,))
+    assert (cost.parameters, cost.macs, cost.bytes_on_disk) == (16, 32, 64)
+
+
+def test_bytes_on_disk_are_parameters_and_buffers(tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 200, 3), nn.BatchNorm2d(200))
+    cost = mbp.measure_complexity(network, (1, 8, 8))
+    assert cost.bytes_on_disk == 4 * (200 * 9 + 200 + 4 * 200) + 8  # and one counter of the norm, of 8 bytes
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    assert cost.bytes_on_disk <= (tmp_path / "model.pt").stat().st_size <= cost.bytes_on_disk + 8000
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "numbers"),
+    [
+        (nn.Conv2d(1, 4, 3, padding=1), (1, 8, 8), 64 + 256),  # input and output
+        (nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1), nn.Conv2d(1, 2, 1)), (1, 8, 8), 64 + 256 + 64),
+        (nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(inplace=True)), (1, 8, 8), 64 + 256),
+        (nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU()), (1, 8, 8), 64 + 256 + 256),  # the input waits for its caller
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (3, 2, 2), 12 + 3),  # a view takes no memory of its own
+    ],
+)
+def test_peak_of_the_activations_by_hand(network, shape, numbers):
+    assert mbp.measure_complexity(network, shape).peak_activation_bytes == 4 * numbers
+
+
+def test_latency_is_measured_on_request():
+    cost = mbp.measure_complexity(tiny_classifier(), (1, 8, 8), latency=True)
+    assert isinstance(cost.latency, mbp.Latency)
+    assert 0 < cost.latency.low_ms <= cost.latency.median_ms <= cost.latency.high_ms
 
 
 def test_network_is_left_as_it_is():

@@ -31,6 +31,21 @@ def test_a_round_is_the_last_evaluation_of_each_size():
     assert [p.epoch for p in PruningCurve(points).rounds()] == [2, 4, 5]
 
 
+def test_a_search_that_goes_back_to_larger_networks_has_a_round_for_each_cut():
+    points = [
+        point(100, epoch=1),
+        point(50, -0.2, epoch=2),
+        point(75, -0.1, epoch=3),
+        point(75, 0.0, epoch=4),
+        point(50, 0.0, epoch=5),  # as many bases as the network that failed, but others
+        point(40, -0.3, epoch=6),
+    ]
+    assert [p.epoch for p in PruningCurve(points).rounds()] == [1, 2, 4, 5, 6]
+    assert PruningCurve().rounds() == []
+    assert PruningCurve(points).unpruned() is points[0]
+    assert PruningCurve([point(100, epoch=0), *points]).unpruned() is points[0]
+
+
 @pytest.mark.parametrize(
     ("differences", "margin", "chosen"),
     [

@@ -14,14 +14,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.networks.nets import DenseNet, ResNet
+from monai.networks.nets import DenseNet, ResNet, ViT
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import monai_basisprune as mbp
-from monai_basisprune.decomposition import decomposed_layers, skip_reasons
+from monai_basisprune.decomposition import decomposed_layers
+from monai_basisprune.selection import skip_reasons
 
 from .networks import MONAI_NETWORKS, TinyClassifier, relative_error, same_bits, snapshot, tiny_classifier
+
+NOT_ASKED = "linear layer: decomposed only where target_modules names it"
 
 
 def two_convolutions() -> nn.Sequential:
@@ -48,7 +51,8 @@ def test_networks_of_monai_stay_what_they_are_and_come_back(name):
         assert relative_error(plain(x), wanted) <= 1e-5
     assert repr(plain) == repr(network)
     assert plain.state_dict().keys() == network.state_dict().keys()
-    assert all(status.skipped is None or "convolution" in status.skipped for status in mbp.layer_status(decomposed))
+    for status in mbp.layer_status(decomposed):
+        assert status.skipped is None or "convolution" in status.skipped or status.type == "Linear"
     wanted_shapes = {key: value.shape for key, value in before.items()}
     assert {key: value.shape for key, value in plain.state_dict().items()} == wanted_shapes
 
@@ -127,6 +131,7 @@ def test_status_tells_rank_and_parameters_by_hand():
     assert mbp.layer_status(decomposed) == [
         mbp.LayerStatus("stem", "Conv2d", 6, 6, 60, 60, None),  # 6·1·9 weights and 6 biases
         mbp.LayerStatus("grouped", "Conv2d", 8, 8, 216, 216, None),  # 8·3·9 weights
+        mbp.LayerStatus("head", "Linear", None, None, 18, 18, NOT_ASKED),
     ]
     mbp.prune_(decomposed, {"grouped": torch.arange(8.0)}, mbp.Budget(threshold=6.5))
     # two bases, one in each group: 2·27 weights of the bases and 8·1 of the scaling
@@ -344,7 +349,7 @@ def test_a_target_that_matches_nothing_is_an_error_that_names_it_and_the_candida
     before = snapshot(network)
     with pytest.raises(mbp.LayerSelectionError) as caught:
         mbp.decompose(network, target_modules=target)
-    assert f"target_modules: {pattern!r} matches no convolution" in str(caught.value)
+    assert f"target_modules: {pattern!r} matches no layer" in str(caught.value)
     assert str(NESTED) in str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert same_bits(snapshot(network), before)
@@ -352,7 +357,7 @@ def test_a_target_that_matches_nothing_is_an_error_that_names_it_and_the_candida
 
 @pytest.mark.parametrize("exclude", [["nowhere"], "nowhere"])
 def test_an_exclude_that_matches_nothing_is_a_warning_that_names_it_and_the_candidates(exclude):
-    words = f"exclude_modules: 'nowhere' matches no convolution. Convolutions found: {NESTED}"
+    words = f"exclude_modules: 'nowhere' matches no layer. Convolutions and linear layers found: {NESTED}"
     with pytest.warns(UserWarning, match=re.escape(words)) as caught:
         decomposed = mbp.decompose(Nested(), exclude_modules=exclude)
     assert [name for name, _ in decomposed_layers(decomposed)] == NESTED
@@ -364,15 +369,17 @@ def test_an_exclude_that_matches_nothing_is_a_warning_that_names_it_and_the_cand
     [{"target_modules": []}, {"exclude_modules": ".*"}, {"target_modules": ["conv1"], "exclude_modules": ["conv1"]}],
 )
 def test_to_choose_no_layer_is_an_error_that_names_the_candidates(arguments):
-    with pytest.raises(mbp.LayerSelectionError, match="No convolution to decompose in Nested") as caught:
+    with pytest.raises(mbp.LayerSelectionError, match="No layer to decompose in Nested") as caught:
         mbp.decompose(Nested(), **arguments)
-    assert f"Convolutions that can be decomposed: {NESTED}" in str(caught.value)
+    words = "Layers that can be decomposed, linear ones where target_modules names them"
+    assert f"{words}: {NESTED}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (nn.Sequential(nn.Linear(2, 2)), "Convolutions that can be decomposed: none. Left alone: none."),
+        (nn.Sequential(nn.ReLU()), "where target_modules names them: none. Left alone: none."),
+        (nn.Sequential(nn.Linear(2, 2)), "where target_modules names them: ['0']. Left alone: none."),
         (
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 2, 3)),
             "Left alone: 0: depthwise convolution: one channel per group has nothing to decompose; "
@@ -388,8 +395,10 @@ def test_a_network_without_convolutions_to_decompose_is_an_error_with_the_reason
 
 def test_a_target_that_cannot_be_decomposed_is_refused_by_name():
     network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3))
-    with pytest.raises(mbp.LayerSelectionError, match=r"target_modules=\['0'\].*Left alone: 0: depthwise"):
-        mbp.decompose(network, target_modules=["0"])
+    with pytest.raises(
+        mbp.LayerSelectionError, match=r"target_modules names .* cannot be decomposed:\n  - 0: depthwise"
+    ):
+        mbp.decompose(network, target_modules=["0", "1"])
 
 
 def test_a_regular_expression_that_is_none_is_an_error_that_names_it():
@@ -438,8 +447,65 @@ def test_a_network_that_is_decomposed_in_parts_keeps_the_first_part():
 
 
 def test_to_decompose_a_network_again_is_an_error():
-    with pytest.raises(mbp.LayerSelectionError, match="No convolution to decompose"):
+    with pytest.raises(mbp.LayerSelectionError, match="No layer to decompose"):
         mbp.decompose(mbp.decompose(Nested()))
+
+
+# --- linear layers --------------------------------------------------------------------------------------------------
+
+
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    arguments = {"img_size": (16, 16), "patch_size": (8, 8), "hidden_size": 24, "mlp_dim": 32, "num_layers": 2}
+    return ViT(in_channels=1, num_heads=4, classification=True, spatial_dims=2, **arguments).eval()
+
+
+def test_linear_layers_are_decomposed_only_on_request():
+    network = transformer()
+    assert [name for name, _ in decomposed_layers(mbp.decompose(network))] == ["patch_embedding.patch_embeddings"]
+    decomposed = mbp.decompose(network, target_modules=["linear1"])
+    assert [name for name, _ in decomposed_layers(decomposed)] == ["blocks.0.mlp.linear1", "blocks.1.mlp.linear1"]
+    assert isinstance(decomposed.blocks[0].mlp.linear1, mbp.DecomposedLinear)
+    assert statuses(decomposed)["blocks.0.attn.qkv"].skipped == NOT_ASKED
+
+
+def test_a_transformer_is_pruned_and_comes_back():
+    network, x = transformer(), torch.rand(3, 1, 16, 16)
+    decomposed = mbp.decompose(network, target_modules=".*")
+    with torch.no_grad():
+        wanted = network(x)[0]
+        assert relative_error(decomposed(x)[0], wanted) <= 1e-5
+        assert repr(mbp.recompose(decomposed)) == repr(network)
+        assert relative_error(mbp.recompose(decomposed)(x)[0], wanted) <= 1e-5
+        result = mbp.prune_(decomposed, mbp.SingularValueImportance(decomposed).scores(), mbp.Budget(parameters=0.5))
+        plain = mbp.recompose(decomposed)
+        assert relative_error(plain(x)[0], decomposed(x)[0]) <= 1e-5
+    assert sum(p.numel() for p in plain.parameters()) == result.parameters
+    assert 0.5 <= result.parameter_reduction < 0.51
+    before = sum(p.numel() for p in network.parameters())
+    assert result.parameter_reduction == pytest.approx(1 - result.parameters / before)
+
+
+def test_the_head_stays_whole_unless_a_list_names_it_in_full():
+    head = "classification_head.0"
+    for target in (".*", ["classification_head", "linear1"], ["0", "linear1"]):
+        assert head not in dict(decomposed_layers(mbp.decompose(transformer(), target_modules=target)))
+    decomposed = mbp.decompose(transformer(), target_modules=[head])
+    assert list(dict(decomposed_layers(decomposed))) == [head]
+    names = {name for name, p in decomposed.named_parameters() for q in mbp.trainable_parameters(decomposed) if p is q}
+    trained = {f"{head}.scaling.scaling_factors", f"{head}.scaling.bias"}
+    assert {name for name in names if "norm" not in name} == trained
+
+
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])
+def test_linear_layers_whose_weights_are_read_past_them_are_left_alone(kind):
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"inner": kind(8, 2, batch_first=True), "free": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
+    decomposed = mbp.decompose(network, target_modules=".*")
+    assert list(dict(decomposed_layers(decomposed))) == ["free"]
+    left = [s for s in mbp.layer_status(decomposed) if s.name.startswith("inner")]
+    assert left
+    assert all("reads its weight directly" in status.skipped for status in left)
 
 
 # --- shapes of networks -------------------------------------------------------------------------------------------

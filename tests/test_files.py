@@ -7,13 +7,14 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from monai_basisprune.files import sha256_of, write_atomically
+from monai_basisprune.files import archive_problem, move_into_place, sha256_of, write_atomically
 
 
 @pytest.mark.parametrize("content", ["täxt µ\n", b"\x00\xff"])
@@ -93,6 +94,67 @@ def test_killed_in_the_middle_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2  # the temporary file is left over, and harms nobody
     write_atomically(path, "new")
     assert path.read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == (1 if sys.platform != "win32" else 2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock that tells that a writer is dead")
+def test_only_left_over_files_of_the_same_name_are_removed(tmp_path: Path) -> None:
+    token = "0123456789abcdef"
+    stale = [f".file.{token}.tmp", f".file.{token[::-1]}.tmp"]
+    others = [f".other.{token}.tmp", ".file.tmp", f".file.{token}x.tmp", f"file.{token}.tmp", f".xfile.{token}.tmp"]
+    for name in stale + others:
+        (tmp_path / name).write_text("half of")
+    (tmp_path / f".file.{'a' * 16}.tmp").mkdir()  # not one of ours
+    (tmp_path / "target").write_text("of another")
+    (tmp_path / f".file.{'b' * 16}.tmp").symlink_to(tmp_path / "target")
+    write_atomically(tmp_path / "file", "text")
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [*others, "file", "target", f".file.{'a' * 16}.tmp", f".file.{'b' * 16}.tmp"]
+    )
+    assert (tmp_path / "target").read_text() == "of another"
+
+
+def test_a_writer_that_is_at_work_keeps_its_temporary_file(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text("outer")
+        write_atomically(tmp_path / "file", "inner")  # as another process or thread would
+        assert temporary.read_text() == "outer"
+        assert (tmp_path / "file").read_text() == "inner"
+
+    write_atomically(tmp_path / "file", write)
+    assert (tmp_path / "file").read_text() == "outer"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_many_writers_of_one_name_do_not_hinder_each_other(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(write_atomically, tmp_path / "file", f"{i}" * 1000) for i in range(200)]:
+            done.result()
+    assert len(set((tmp_path / "file").read_text())) <= 3
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_name_with_signs_of_patterns_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / ".a.0123456789abcdef.tmp").write_text("of another")
+    write_atomically(tmp_path / "[ab]*?.txt", "text")
+    write_atomically(tmp_path / ".*", "text")
+    assert len(os.listdir(tmp_path)) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links are those of POSIX")
+def test_a_symbolic_link_is_replaced_and_what_it_points_to_is_left(tmp_path: Path) -> None:
+    (tmp_path / "original").write_text("earlier")
+    (tmp_path / "link").symlink_to(tmp_path / "original")
+    write_atomically(tmp_path / "link", "new")
+    assert ((tmp_path / "link").read_text(), (tmp_path / "original").read_text()) == ("new", "earlier")
+
+
+def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    move_into_place(tmp_path / "a", tmp_path / "b")
+    assert os.listdir(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_text() == "a"
 
 
 def test_a_folder_in_the_place_of_the_file_is_an_error_and_nothing_is_left_over(tmp_path: Path) -> None:
@@ -120,3 +182,22 @@ def test_sha256_is_that_of_the_whole_content(tmp_path: Path, size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     (tmp_path / "file").write_bytes(content[:size])
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+    with open(tmp_path / "file", "rb") as file:
+        assert sha256_of(file) == hashlib.sha256(content[:size]).hexdigest()
+
+
+def test_an_archive_is_checked_by_its_sums(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.arange(100.0)}, path)
+    assert archive_problem(path) is None
+    with open(path, "rb") as file:
+        assert archive_problem(file) is None
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "network.ts")
+    assert archive_problem(str(tmp_path / "network.ts")) is None
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(100.0).numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["a"].tolist() != list(range(100))  # PyTorch does not notice
+    assert archive_problem(path) == "it is damaged: the check sum of 'weights/data/0' is wrong"
+    path.write_bytes(b"")
+    assert archive_problem(path) == "it is damaged, or no archive: BadZipFile, File is not a zip file"

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from monai_basisprune.layers import SUPPORTED_CONVOLUTIONS, BasisScalingConv, DecomposedConv
+from monai_basisprune.basis_scaling import BasisScalingConv
+from monai_basisprune.layers import SUPPORTED_CONVOLUTIONS, DecomposedConv, decompose_layer
 
 from .networks import relative_error, same_bits, snapshot
 
@@ -81,7 +82,7 @@ def pruned(layer: DecomposedConv, slots: int) -> DecomposedConv:
 @given(convolutions())
 def test_a_decomposed_convolution_computes_what_the_convolution_does(convolution):
     before, state = snapshot(convolution), torch.get_rng_state()
-    layer = DecomposedConv.from_convolution(convolution)
+    layer = decompose_layer(convolution)
     assert torch.equal(torch.get_rng_state(), state)
     assert same_bits(snapshot(convolution), before)
     x = image(convolution)
@@ -96,7 +97,7 @@ def test_a_decomposed_convolution_computes_what_the_convolution_does(convolution
 @EXAMPLES
 @given(convolutions())
 def test_a_recomposed_convolution_is_the_original_one(convolution):
-    again = DecomposedConv.from_convolution(convolution).to_convolution()
+    again = decompose_layer(convolution).to_plain()
     assert type(again) is type(convolution)
     assert {name: getattr(again, name) for name in ATTRIBUTES} == {
         name: getattr(convolution, name) for name in ATTRIBUTES
@@ -113,11 +114,11 @@ def test_a_recomposed_convolution_is_the_original_one(convolution):
 @EXAMPLES
 @given(convolutions(), st.integers(1, 4), st.integers(0, 2**31))
 def test_a_pruned_layer_recomposes_into_the_cheaper_form_with_the_same_output(convolution, slots, seed):
-    layer = DecomposedConv.from_convolution(convolution)
+    layer = decompose_layer(convolution)
     layer = pruned(layer, min(slots, layer.rank() // layer.groups))
     torch.manual_seed(seed)
     layer.scaling.scaling_factors.data.normal_()
-    plain = layer.to_convolution()
+    plain = layer.to_plain()
     x = image(convolution)
     assert relative_error(plain(x), layer(x)) <= LIMIT[x.dtype]
     weights = layer.basis.weight.numel() + layer.scaling.weight.numel()
@@ -138,7 +139,7 @@ def test_a_pruned_layer_recomposes_into_the_cheaper_form_with_the_same_output(co
 @EXAMPLES
 @given(convolutions())
 def test_the_counts_are_those_of_the_convolution(convolution):
-    layer = DecomposedConv.from_convolution(convolution)
+    layer = decompose_layer(convolution)
     groups, rank = convolution.groups, layer.rank()
     assert layer.original_parameters == sum(p.numel() for p in convolution.parameters())
     assert layer.original_weights() == convolution.weight.numel()
@@ -207,7 +208,7 @@ def test_a_rank_that_does_not_exist_is_refused(rank):
 
 def test_bases_that_are_kept_are_those_at_their_positions():
     torch.manual_seed(0)
-    layer = DecomposedConv.from_convolution(nn.Conv2d(4, 6, 3, groups=2))
+    layer = decompose_layer(nn.Conv2d(4, 6, 3, groups=2))
     layer.scaling.scaling_factors.data.normal_()
     basis, scaling = layer.basis.weight.clone(), layer.scaling.weight.clone()
     factors, bias = layer.scaling.scaling_factors.clone(), layer.scaling.bias.clone()
@@ -228,7 +229,7 @@ def test_bases_that_are_kept_are_those_at_their_positions():
 
 
 def test_positions_of_a_second_cut_count_from_what_the_first_left():
-    layer = DecomposedConv.from_convolution(nn.Conv1d(5, 5, 1))
+    layer = decompose_layer(nn.Conv1d(5, 5, 1))
     layer.keep_bases_([1, 3, 4], lambda old, new, slicer: None)
     layer.keep_bases_([0, 2], lambda old, new, slicer: None)
     assert layer.kept_bases == [1, 4]
@@ -237,7 +238,7 @@ def test_positions_of_a_second_cut_count_from_what_the_first_left():
 
 def test_the_backward_pass_works_after_bases_were_removed_between_two_of_them():
     torch.manual_seed(0)
-    layer = DecomposedConv.from_convolution(nn.Conv2d(3, 5, 3))
+    layer = decompose_layer(nn.Conv2d(3, 5, 3))
     x = torch.randn(2, 3, 6, 6)
     layer(x).square().mean().backward()
     gradient = layer.scaling.scaling_factors.grad.clone()
@@ -255,7 +256,7 @@ def test_a_layer_can_be_copied_pickled_and_scripted(spatial_dims):
     convolution = CONVOLUTIONS[spatial_dims](
         4, 6, 3, padding=1, groups=2, padding_mode="circular", bias=spatial_dims > 1
     )
-    layer = pruned(DecomposedConv.from_convolution(convolution), 2)
+    layer = pruned(decompose_layer(convolution), 2)
     x = image(convolution)
     wanted = layer(x)
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.jit.script(layer)):
@@ -264,7 +265,7 @@ def test_a_layer_can_be_copied_pickled_and_scripted(spatial_dims):
 
 
 def test_the_state_dict_holds_both_halves_and_nothing_else():
-    layer = DecomposedConv.from_convolution(nn.Conv2d(3, 4, 3))
+    layer = decompose_layer(nn.Conv2d(3, 4, 3))
     assert set(layer.state_dict()) == {
         "basis.weight",
         "scaling.weight",

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
+import random
 import re
+import zipfile
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.networks.nets import DenseNet
+from monai.networks.nets import DenseNet, ViT
 from torch import nn
 
 import monai_basisprune as mbp
@@ -212,7 +215,7 @@ def test_differences_that_no_shape_shows_are_listed_for_every_layer():
     plan = mbp.PruningPlan.from_network(prune(chain(1)))
     with pytest.raises(mbp.PlanMismatchError) as caught:
         mbp.build_pruned(chain(2, "circular"), plan)
-    assert "  - 0: differs in {'stride': [2, 2]}, the plan has {'stride': [1, 1]}" in str(caught.value)
+    assert "  - 0: differs in {'stride': 2}, the plan has {'stride': 1}" in str(caught.value)
     assert "  - 2: differs in {'padding_mode': 'circular'}, the plan has {'padding_mode': 'zeros'}" in str(caught.value)
 
 
@@ -225,8 +228,8 @@ def test_layers_that_are_none_or_cannot_be_decomposed_are_listed():
     with pytest.raises(mbp.PlanMismatchError) as caught:
         mbp.build_pruned(network, content)
     for line in (
-        "  - norm: the network has no such convolution",
-        "  - nowhere: the network has no such convolution",
+        "  - norm: the network has no such layer",
+        "  - nowhere: the network has no such layer",
         "  - grouped: cannot be decomposed, hooks are registered on it",
     ):
         assert line in str(caught.value).splitlines()
@@ -251,7 +254,7 @@ def test_bases_that_cannot_be_left_are_refused(layer, kept, words):
 
 def test_a_pruned_network_is_no_definition():
     network = prune(tiny_classifier())
-    with pytest.raises(mbp.PlanMismatchError, match="stem: the network has no such convolution"):
+    with pytest.raises(mbp.PlanMismatchError, match="stem: the network has no such layer"):
         mbp.build_pruned(network, mbp.PruningPlan.from_network(network))
 
 
@@ -277,6 +280,24 @@ def test_a_network_that_names_a_layer_twice_comes_back_from_its_files(tmp_path):
     x = torch.rand(1, 4, 6, 6)
     assert torch.equal(again(x), network(x))
     assert again.again is again.conv
+
+
+def test_a_transformer_with_linear_layers_comes_back_from_its_files(tmp_path):
+    def make(heads: int = 2) -> nn.Module:
+        return ViT(1, (16, 16), (8, 8), 16, 24, 2, heads, classification=True, num_classes=2, spatial_dims=2)
+
+    network = mbp.decompose(make(), target_modules=["linear1", "linear2", "qkv", "out_proj"]).eval()
+    mbp.prune_(network, mbp.SingularValueImportance(network).scores(), mbp.Budget(bases=0.5))
+    mbp.save_pruned(network, tmp_path / "model.pt")
+    layers = mbp.PruningPlan.load(tmp_path / "model.plan.json").layers
+    assert {name.rpartition(".")[2] for name in layers} == {"linear1", "linear2", "qkv", "out_proj"}
+    torch.manual_seed(5)
+    again = mbp.load_pruned(make, tmp_path / "model.pt").eval()
+    assert same_bits(snapshot(again), snapshot(network))
+    x = torch.rand(1, 1, 16, 16)
+    assert torch.equal(again(x)[0], network(x)[0])
+    with pytest.raises(mbp.PlanMismatchError, match=r"differs in \{'num_heads': 4\}, the plan has \{'num_heads': 2\}"):
+        mbp.load_pruned(lambda: make(4), tmp_path / "model.pt")
 
 
 # --- files that are damaged, foreign or hostile ---------------------------------------------------------------------
@@ -305,6 +326,30 @@ def test_every_single_bit_of_a_value_is_covered(tmp_path):
             mbp.load_pruned(tiny_classifier, path)
     path.write_bytes(content)
     assert same_bits(snapshot(mbp.load_pruned(tiny_classifier, path)), snapshot(network))
+
+
+def test_no_bit_can_flip_anywhere_and_change_what_is_loaded(tmp_path):
+    network, path = saved(tmp_path)
+    content, wanted = path.read_bytes(), snapshot(network)
+    rng = random.Random(0)
+    # the ends hold the directory of the archive, the rest are spread over all of it
+    positions = [*range(20), *range(len(content) - 40, len(content)), *rng.sample(range(len(content)), 200)]
+    refused = 0
+    for position in positions:
+        changed = bytearray(content)
+        changed[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        set_in_plan(path, hashlib.sha256(content).hexdigest())
+        with pytest.raises(mbp.PlanMismatchError, match="was changed or damaged"):
+            mbp.load_pruned(tiny_classifier, path)
+        set_in_plan(path, None)
+        try:
+            again = mbp.load_pruned(tiny_classifier, path)
+        except mbp.PlanMismatchError:
+            refused += 1
+        else:  # a bit of the archive that holds nothing, such as the bytes between two parts
+            assert same_bits(snapshot(again), wanted)
+    assert refused > len(positions) / 3
 
 
 @pytest.mark.parametrize("length", [0, 10, 0.5, -1])
@@ -394,6 +439,152 @@ def test_code_in_a_weights_file_is_not_executed(tmp_path, writer):
     assert not marker.exists()
 
 
+def test_what_could_run_code_is_refused_with_words_that_do_not_tell_how_to_run_it(tmp_path):
+    _, path = saved(tmp_path)
+    replace_weights(path, {"head.weight": Executes(str(tmp_path / "executed"))})
+    with pytest.raises(mbp.PlanMismatchError, match="holds other things than tensors, which could run code") as caught:
+        mbp.load_pruned(tiny_classifier, path)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_script_in_the_place_of_the_weights_is_refused(tmp_path):
+    _, path = saved(tmp_path)
+    torch.jit.save(torch.jit.script(tiny_classifier()), path)
+    set_in_plan(path, None)
+    with pytest.raises(mbp.PlanMismatchError, match=r"model\.pt is no state dict that can be read"):
+        mbp.load_pruned(tiny_classifier, path)
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_or_names_a_part_twice_is_refused(tmp_path):
+    _, path = saved(tmp_path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", bytes(1 << 27))
+    set_in_plan(path, None)
+    with pytest.raises(mbp.PlanMismatchError, match=r"it would unpack from \d+ to 134217728 bytes"):
+        mbp.load_pruned(tiny_classifier, path)
+    _, path = saved(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(archive.namelist()[0], b"other")
+    set_in_plan(path, None)
+    with pytest.raises(mbp.PlanMismatchError, match="it holds two parts of one name"):
+        mbp.load_pruned(tiny_classifier, path)
+
+
+UNUSUAL = {
+    "sparse": lambda value: value.to_sparse(),
+    "without values": lambda value: value.to("meta"),
+    "quantized": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    "nested": lambda value: torch.nested.nested_tensor([value, value]),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own remarks on tensors of these kinds
+def test_tensors_that_are_not_ordinary_are_refused(tmp_path, kind):
+    network, path = saved(tmp_path)
+    replace_weights(path, {**snapshot(network), "head.weight": UNUSUAL[kind](snapshot(network)["head.weight"])})
+    with pytest.raises(mbp.PlanMismatchError, match=r"head\.weight: no ordinary tensor, but sparse"):
+        mbp.load_pruned(tiny_classifier, path)
+
+
+def test_a_tensor_of_a_huge_shape_takes_no_memory_and_is_refused(tmp_path):
+    network, path = saved(tmp_path)
+    replace_weights(path, {**snapshot(network), "head.weight": torch.zeros(1).expand(10**9, 10**6)})
+    with pytest.raises(mbp.PlanMismatchError, match=r"head\.weight: shape \[1000000000, 1000000\], expected \[2, 8\]"):
+        mbp.load_pruned(tiny_classifier, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("head.weight", float("nan"), "holds NaN"),
+        ("norm.running_var", float("nan"), "holds NaN"),
+        ("head.bias", float("-inf"), "holds infinite values"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_neither_loaded_nor_saved(tmp_path, name, value, words):
+    network, path = saved(tmp_path)
+    good = path.read_bytes()
+    state = snapshot(network)
+    state[name].view(-1)[-1] = value
+    network.load_state_dict(state)
+    with pytest.raises(mbp.BasisPruneError, match=f"is not saved, its weights are no numbers:\n  - {name}: {words}"):
+        mbp.save_pruned(network, path)
+    assert path.read_bytes() == good
+    replace_weights(path, state)
+    with pytest.raises(mbp.PlanMismatchError, match=f"does not fit the pruned TinyClassifier:\n  - {name}: {words}"):
+        mbp.load_pruned(tiny_classifier, path)
+
+
+class Masked(TinyClassifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+
+def test_a_buffer_may_be_infinite(tmp_path):
+    mbp.save_pruned(prune(Masked()), tmp_path / "model.pt")
+    assert mbp.load_pruned(Masked, tmp_path / "model.pt").mask.tolist() == [0.0, float("-inf")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links are those of POSIX")
+def test_a_symbolic_link_is_followed_for_loading_and_replaced_by_saving(tmp_path):
+    network, path = saved(tmp_path / "store")
+    (tmp_path / "model.pt").symlink_to(path)
+    (tmp_path / "model.plan.json").symlink_to(plan_path(path))
+    assert same_bits(snapshot(mbp.load_pruned(tiny_classifier, tmp_path / "model.pt")), snapshot(network))
+    before = path.read_bytes()
+    other, _ = saved(tmp_path, 0.25)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "model.pt").is_symlink()
+    assert same_bits(snapshot(mbp.load_pruned(tiny_classifier, tmp_path / "model.pt")), snapshot(other))
+
+
+def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it(tmp_path):
+    network, path = saved(tmp_path)
+    (tmp_path / "other.pt").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"There is no weights file other\.pt"):
+        mbp.load_pruned(tiny_classifier, tmp_path / "other.pt")
+    with pytest.raises(OSError):
+        mbp.save_pruned(network, tmp_path / "other.pt")
+    assert sorted(os.listdir(tmp_path)) == ["model.plan.json", "model.pt", "other.pt"]
+    plan_path(path).unlink()
+    plan_path(path).mkdir()
+    with pytest.raises(FileNotFoundError, match=r"There is no plan model\.plan\.json"):
+        mbp.load_pruned(tiny_classifier, path)
+
+
+def test_no_message_names_the_folder(tmp_path):
+    _, path = saved(tmp_path)
+    for damage in (lambda: path.write_bytes(b""), lambda: plan_path(path).write_text("{"), path.unlink):
+        damage()
+        with pytest.raises((mbp.PlanMismatchError, FileNotFoundError)) as caught:
+            mbp.load_pruned(tiny_classifier, path)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_layer_that_was_renamed_is_listed_on_both_sides(tmp_path):
+    _, path = saved(tmp_path)
+
+    class Renamed(TinyClassifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.entry = self.stem
+            del self.stem
+
+    with pytest.raises(mbp.PlanMismatchError) as caught:
+        mbp.load_pruned(Renamed, path)
+    for line in (
+        "  - stem.weight: missing, expected with shape [6, 1, 3, 3]",
+        "  - entry.weight: unexpected, shape [6, 1, 3, 3]",
+        "  - stem: missing, the plan has a Conv2d",
+        "  - entry: unexpected, a Conv2d",
+        "  - stem: the network has no such layer",
+    ):
+        assert line in str(caught.value).splitlines()
+
+
 def test_weights_of_another_type_are_refused(tmp_path):
     mbp.save_pruned(prune(tiny_classifier().double()), tmp_path / "model.pt")
     with pytest.raises(mbp.PlanMismatchError, match=re.escape("torch.float64")):
@@ -413,7 +604,9 @@ def test_a_plan_of_another_network_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     _, path = saved(tmp_path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=re.escape(f"There is no weights file {path} beside the plan")):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape("There is no weights file model.pt to go with the plan model.plan.json")
+    ):
         mbp.load_pruned(tiny_classifier, path)
     with pytest.raises(FileNotFoundError, match=re.escape("other.plan.json")):
         mbp.load_pruned(tiny_classifier, tmp_path / "other.pt")

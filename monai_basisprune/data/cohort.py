@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from monai_basisprune.data.identifiers import known
 from monai_basisprune.data.labels import LabelRow, LabelTable, check_class_names, read_labels
 from monai_basisprune.data.matching import check_patients, check_rows, match_rows
 from monai_basisprune.data.preflight import (
@@ -197,6 +198,8 @@ def read_cohort(
     if table_path is not None:
         table = read_labels(table_path, names, image_column, label_column, patient_column)
         problems += [Problem("labels table", text, fatal=True) for text in table.problems]
+        known.remember(row.patient_id for row in table.rows if row.patient_id)
+        known.remember_files(row.image for row in table.rows)
     if not paths:
         text = f"is empty: no DICOM files among {left_out} files; check the path"
         problems.append(Problem("dataset_dir", text, fatal=True))

@@ -11,19 +11,24 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from monai_basisprune.data.cohort import read_cohort
+from monai_basisprune.data.preflight import inspect_files, list_files
 from monai_basisprune.data.pseudonyms import load_or_create_salt
 from monai_basisprune.data.splits import SECTIONS, check_fractions, split_cohort
 from monai_basisprune.errors import CohortError
 from monai_basisprune.files import write_atomically
 
-__all__ = ["load_split", "prepare_datalist"]
+__all__ = ["load_split", "prepare_datalist", "split_hash", "write_datalist"]
 
 FORMAT_VERSION = 1
-_TEXT_KEYS = ("image", "case_id", "patient_id")
+_TEXT_KEYS = ("case_id", "patient_id")
 
 
-def _split_hash(sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Hash which image with which label is in which section; paths, order and the salt of the ids do not count."""
+def split_hash(sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Hash which image with which label is in which section; paths, order and the salt of the ids do not count.
+
+    Args:
+        sections: the items under "training", "validation" and "test"; other keys do not count.
+    """
     content = {
         name: sorted([item.get("image_sha256") or item["case_id"], item["label"]] for item in sections[name])
         for name in SECTIONS
@@ -44,11 +49,15 @@ def prepare_datalist(
     salt: str | bytes | None = None,
     on_problem: Literal["raise", "skip"] = "raise",
     progress: bool = True,
+    image_paths: bool = True,
 ) -> dict[str, Any]:
     """Read a cohort, split it and write a MONAI datalist; equal inputs write an equal file.
 
     Beside the datalist stands the file ``salt`` (mode 600), the secret behind the hashes: keep it to get the same ids
     again, delete it to make them untraceable. Image paths in the datalist are relative to `dataset_dir`.
+
+    Names of files and folders can hold names of patients. Without them in the file, :func:`load_split` finds each
+    image by the hash of its content.
 
     Args:
         dataset_dir: folder of DICOM files; see :func:`read_cohort` for all that is not explained here.
@@ -63,12 +72,13 @@ def prepare_datalist(
         salt: secret for the hashes instead of the file ``salt``.
         on_problem: "raise" or "skip"; what is skipped is shown as a warning and counted in the datalist.
         progress: whether to show a progress bar.
+        image_paths: whether the file holds the paths of the images; what is returned always does.
 
     Returns:
-        What was written: the three sections (items with ``image``, ``label``, ``case_id``, ``patient_id`` and, where
-        known, ``sex``, ``age``, ``manufacturer``, ``view_position``, ``pixel_spacing``), ``class_names``,
-        ``fractions`` and ``seed`` (null when the table splits), ``split_source``, ``split_sha256``,
-        ``skipped_problems``, ``format_version``.
+        What was written, with the paths of the images: the three sections (items with ``image``, ``label``,
+        ``case_id``, ``patient_id`` and, where known, ``sex``, ``age``, ``manufacturer``, ``view_position``,
+        ``pixel_spacing``), ``class_names``, ``fractions`` and ``seed`` (null when the table splits),
+        ``split_source``, ``split_sha256``, ``skipped_problems``, ``format_version``.
 
     Raises:
         CohortError: when the cohort cannot be used or split.
@@ -102,10 +112,28 @@ def prepare_datalist(
         "skipped_problems": len(cohort.skipped),
     }
     items = {name: [case.to_item() for case in sections[name]] for name in SECTIONS}
-    datalist["split_sha256"] = _split_hash(items)
+    datalist["split_sha256"] = split_hash(items)
     datalist.update(items)
-    write_atomically(path, json.dumps(datalist, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_datalist(datalist, path, image_paths)
     return datalist
+
+
+def write_datalist(datalist: Mapping[str, Any], path: str | Path, image_paths: bool = True) -> None:
+    """Write a datalist, with or without the paths of its images; see :func:`prepare_datalist`."""
+    written = dict(datalist)
+    if not image_paths:
+        for name in SECTIONS:
+            written[name] = [{key: item[key] for key in item if key != "image"} for item in datalist[name]]
+    write_atomically(path, json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _find_images(items: Sequence[Mapping[str, Any]], root: Path) -> list[dict[str, Any]]:
+    """Return items with the paths of their images; those that a datalist leaves out are found by content."""
+    if all("image" in item for item in items):
+        return [dict(item) for item in items]
+    paths, _ = list_files(root)
+    places = {record.digest: record.path for record in inspect_files(root, paths, progress=False) if record.digest}
+    return [{"image": places.get(item.get("image_sha256", ""), ""), **item} for item in items]
 
 
 def _read_datalist(datalist: str | Path | Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -139,12 +167,14 @@ def _read_datalist(datalist: str | Path | Mapping[str, Any]) -> dict[str, list[d
         for number, item in enumerate(items):
             if not isinstance(item, dict) or not all(isinstance(item.get(k), str) and item[k] for k in _TEXT_KEYS):
                 problems.append(f"section {name}, item {number}: must have the texts {', '.join(_TEXT_KEYS)}")
+            elif not isinstance(item.get("image", item.get("image_sha256")), str):
+                problems.append(f"section {name}, item {number}: must have the text image or image_sha256")
             elif type(item.get("label")) is not int or not 0 <= item["label"] < max(classes, 1):
                 problems.append(f"section {name}, item {number}: must have a label that is an index of class_names")
         sections[name] = items
     if problems:
         raise CohortError("The datalist cannot be used; write it again with prepare_datalist.", problems)
-    if content.get("split_sha256") != _split_hash(sections):
+    if content.get("split_sha256") != split_hash(sections):
         raise CohortError(
             "The datalist does not match its split_sha256: cases, labels or sections were changed after it was "
             "written, so results could not be traced to it. Write it again with prepare_datalist."
@@ -164,7 +194,8 @@ def load_split(datalist: str | Path | Mapping[str, Any], section: str, dataset_d
     Args:
         datalist: path of a file that :func:`prepare_datalist` wrote, or what it returned.
         section: "training", "validation" or "test".
-        dataset_dir: folder that the image paths are relative to.
+        dataset_dir: folder that the image paths are relative to. Where the datalist has none, every file in it is
+            read, to find the images by their content.
 
     Returns:
         Dictionaries with ``image`` (absolute path), ``label``, ``case_id``, ``patient_id``. The attributes for an
@@ -191,7 +222,7 @@ def load_split(datalist: str | Path | Mapping[str, Any], section: str, dataset_d
             problems.append(f"patient {patient} (hashed): is in {', '.join(n for n in SECTIONS if n in where)}")
     root = Path(dataset_dir).absolute()
     loaded = []
-    for item in sections[section]:
+    for item in _find_images(sections[section], root):
         path = root / item["image"]
         if _leaves(item["image"]):
             problems.append(f"case {item['case_id']}: has an image path that leaves dataset_dir")

@@ -24,6 +24,7 @@ from monai_basisprune.data.elements import (
     read_attributes,
     sop_instance_uid,
 )
+from monai_basisprune.data.identifiers import known, remember_dataset
 from monai_basisprune.data.pixels import header_problems
 from monai_basisprune.data.radiograph import render_radiograph
 from monai_basisprune.errors import CohortError, ConfigurationError
@@ -171,6 +172,7 @@ def inspect_file(dataset_dir: Path, path: Path, position: int) -> FileRecord:
         dataset = parse_dicom(path)
     except ImageProblemError as error:
         return FileRecord(position, relative, size, problems=(str(error),))
+    remember_dataset(dataset)
     uid = sop_instance_uid(dataset)
     problems = list(header_problems(dataset))
     if uid is None:
@@ -212,6 +214,7 @@ def inspect_files(dataset_dir: Path, paths: Sequence[Path], progress: bool = Tru
     Returns:
         One record for each path, in order.
     """
+    known.remember_files(path.relative_to(dataset_dir) for path in paths)
     workers = max(1, min(_MOST_WORKERS, os.cpu_count() or 1))
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="preflight") as pool:
         records = pool.map(lambda item: inspect_file(dataset_dir, item[1], item[0]), enumerate(paths, start=1))

@@ -9,24 +9,48 @@ from .estimates import Estimate
 from .multiplicity import HolmTest, holm
 from .operating_points import OperatingPoint, ROCCurve, roc_curve_points, sensitivity_at_specificity
 from .sample_size import required_positive_patients
+from .stability import (
+    BandPoint,
+    ChosenSpread,
+    CurveBand,
+    LayerOverlap,
+    chance_jaccard,
+    chosen_spread,
+    curve_band,
+    jaccard,
+    layer_overlap,
+)
+from .subgroups import Subgroup, age_band, compare_subgroups
 
 __all__ = [
     "AUCComparison",
     "AUCInterval",
+    "BandPoint",
+    "ChosenSpread",
     "ClassAUC",
     "ClassAUCs",
+    "CurveBand",
     "Estimate",
     "HolmTest",
+    "LayerOverlap",
     "OperatingPoint",
     "ROCCurve",
     "ReliabilityPoints",
+    "Subgroup",
+    "age_band",
     "auc_by_class",
     "auc_interval",
     "brier_score",
     "calibration_error",
+    "chance_jaccard",
+    "chosen_spread",
     "compare_auc",
+    "compare_subgroups",
+    "curve_band",
     "delong_covariance",
     "holm",
+    "jaccard",
+    "layer_overlap",
     "reliability_points",
     "required_positive_patients",
     "roc_curve_points",

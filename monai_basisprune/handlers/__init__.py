@@ -8,9 +8,11 @@ from .predictions import Predictions, PredictionsHandler
 from .progress import ProgressHandler
 from .pruning import PruningHandler
 from .saver import PrunedNetworkSaver
+from .search import MetricSearchRounds
 from .taylor import TaylorImportanceHandler
 
 __all__ = [
+    "MetricSearchRounds",
     "NormStatisticsHandler",
     "Predictions",
     "PredictionsHandler",

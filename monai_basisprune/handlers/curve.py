@@ -89,8 +89,8 @@ class PruningCurveHandler:
         point = CurvePoint(
             epoch=int((self.trainer or engine).state.epoch),
             bases=sum(layer.rank() for layer in layers),
-            parameters=parameters.total,
-            macs=macs.total,
+            parameters=int(parameters.total),
+            macs=int(macs.total),
             parameter_reduction=parameters.reduction(parameters.total),
             mac_reduction=macs.reduction(macs.total),
             auc=asdict(auc),
@@ -98,6 +98,11 @@ class PruningCurveHandler:
         )
         self.curve.points.append(point)
         engine.state.metrics.update(auc=auc.auc, parameter_reduction=point.parameter_reduction)
+        for name, end in (("auc_low", auc.low), ("auc_high", auc.high)):
+            if end is None:  # MONAI's trackers take numbers only, and would repeat that of an earlier evaluation
+                engine.state.metrics.pop(name, None)
+            else:
+                engine.state.metrics[name] = end
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points and the unpruned network's scores as plain data, for a checkpoint."""

@@ -16,6 +16,7 @@ from ..errors import PlanMismatchError
 from ..importance import ScalingImportance, SingularValueImportance, TaylorImportance
 from ..layers import kept_bases_problem
 from ..pruning import PruneResult, check_budget, keep_bases_, prune_
+from .search import MetricSearchRounds
 
 __all__ = ["PruningHandler"]
 
@@ -35,6 +36,8 @@ class PruningHandler:
         optimizer: the optimizer that trains the network; its state is sliced along.
         transfer_epochs: epochs before the first cut, at least 1.
         epochs_per_round: epochs between two cuts, at least 1.
+        search: with it, the budgets are coarse targets, and the handler goes back and bisects where one costs too much
+            AUC; the trainer ends when the search does.
 
     Attributes:
         results: the :class:`~monai_basisprune.PruneResult` of each round of this process.
@@ -49,6 +52,7 @@ class PruningHandler:
         optimizer: torch.optim.Optimizer,
         transfer_epochs: int = 6,
         epochs_per_round: int = 2,
+        search: MetricSearchRounds | None = None,
     ) -> None:
         if transfer_epochs < 1 or epochs_per_round < 1:
             raise ValueError(
@@ -61,14 +65,21 @@ class PruningHandler:
         self.optimizer = optimizer
         self.transfer_epochs = transfer_epochs
         self.epochs_per_round = epochs_per_round
+        self.search = search
+        if search is not None:
+            search.bind(self.budgets)
         self.rounds = 0
         self.results: list[PruneResult] = []
         self.logger = logging.getLogger(__name__)
 
     @property
     def max_epochs(self) -> int:
-        """The number of epochs that all rounds take, to set as ``max_epochs`` of the trainer."""
-        return self.transfer_epochs + len(self.budgets) * self.epochs_per_round
+        """The epochs that all rounds take, to set as ``max_epochs`` of the trainer; a search may end sooner."""
+        return self.transfer_epochs + self._most_rounds * self.epochs_per_round
+
+    @property
+    def _most_rounds(self) -> int:
+        return len(self.budgets) + (0 if self.search is None else self.search.bisections)
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer; when that starts, every budget is checked before any training."""
@@ -77,18 +88,28 @@ class PruningHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Prune to the next budget, if this is the epoch to do so."""
-        due = self.transfer_epochs + self.rounds * self.epochs_per_round
-        if self.rounds >= len(self.budgets) or engine.state.epoch < due:
+        if engine.state.epoch < self.transfer_epochs + self.rounds * self.epochs_per_round:
             return
-        result = prune_(self.network, self.importance.scores(), self.budgets[self.rounds], self.optimizer)
+        if self.search is not None:
+            found = self.search.advance(self.network, self.importance, self.optimizer, engine.state.epoch)
+            if found is None:
+                engine.terminate()
+                return
+            scores, budget = found
+        elif self.rounds < len(self.budgets):
+            scores, budget = self.importance.scores(), self.budgets[self.rounds]
+        else:
+            return
+        result = prune_(self.network, scores, budget, self.optimizer)
         if isinstance(self.importance, TaylorImportance):
             self.importance.reset()
         self.rounds += 1
         self.results.append(result)
         self.logger.info(
-            "Round %d of %d: %d bases left, %.1f %% of the parameters removed.",
+            "Round %d of %s%d: %d bases left, %.1f %% of the parameters removed.",
             self.rounds,
-            len(self.budgets),
+            "" if self.search is None else "at most ",
+            self._most_rounds,
             result.bases,
             100 * result.parameter_reduction,
         )
@@ -96,11 +117,14 @@ class PruningHandler:
     def _check(self) -> None:
         for budget in self.budgets:
             check_budget(self.network, budget)
+        if self.search is not None:
+            self.search.start()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rounds that are done and the bases that are left, for a checkpoint."""
         kept = {name: list(layer.kept_bases) for name, layer in decomposed_layers(self.network)}
-        return {"rounds": self.rounds, "kept_bases": kept}
+        state: dict[str, Any] = {"rounds": self.rounds, "kept_bases": kept}
+        return state if self.search is None else {**state, "search": self.search.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Prune the network and the optimizer to the bases of a checkpoint, so that their states can be loaded next.
@@ -108,8 +132,14 @@ class PruningHandler:
         In a checkpoint loader, name this handler before the network, the optimizer and the importance.
 
         Raises:
-            PlanMismatchError: if the network lacks a layer or a basis of the checkpoint.
+            PlanMismatchError: if the network lacks a layer or a basis of the checkpoint, or only one of this run and
+                that of the checkpoint searches.
         """
+        if (self.search is None) != ("search" not in state):
+            raise PlanMismatchError(
+                f"The checkpoint is of a run {'without' if self.search else 'with'} a search for the smallest network: "
+                f"go on with the settings that it was started with."
+            )
         positions, problems = {}, []
         layers = dict(decomposed_layers(self.network))
         for name, bases in state["kept_bases"].items():
@@ -126,6 +156,8 @@ class PruningHandler:
                 f"The checkpoint keeps bases that this network does not have, in {problems or 'other layers'}: start "
                 f"from the decomposed network that the run started from."
             )
+        if self.search is not None:
+            self.search.load_state_dict(state["search"])
         keep_bases_(self.network, positions, self.optimizer)
         if isinstance(self.importance, TaylorImportance):
             self.importance.reset()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["find_contradictions"]
+__all__ = ["find_contradictions", "interval_problems"]
 
 # Writers may round a share to four decimals; a wrong denominator is off by far more.
 _SHARE_TOLERANCE = 5e-4
@@ -24,9 +24,11 @@ def find_contradictions(study: Mapping[str, Any]) -> Iterator[str]:
     unpruned = min(curve, key=lambda point: point["round"])["auc"]["auc"]
     for index, point in enumerate(curve):
         yield from _reductions(point, network, f"$.curve[{index}]")
-        yield from _interval(point["auc"], "auc", f"$.curve[{index}].auc")
+        yield from interval_problems(point["auc"], "auc", f"$.curve[{index}].auc")
         yield from _difference(point["difference"], f"$.curve[{index}].difference")
         yield from _change(point["difference"], unpruned, point["auc"]["auc"], f"$.curve[{index}].difference")
+        p_value = (point["difference"] or {}).get("p_value")
+        yield from _adjusted(point.get("adjusted_p_value"), p_value, f"$.curve[{index}]")
     yield from _chosen(study["chosen"], curve)
     yield from _splits(study["data"])
     for index, layer in enumerate(study["layers"]):
@@ -35,6 +37,15 @@ def find_contradictions(study: Mapping[str, Any]) -> Iterator[str]:
         yield from _test(study["test"])
         if "test" not in study["data"]["splits"]:
             yield "$.data.splits: there are test results, but no split named 'test'"
+    if study["audit"] is not None:
+        yield from _audit(study["audit"], study["test"], len(study["data"]["class_names"]))
+    for index, step in enumerate((study["search"] or {}).get("steps", ())):
+        if step["low"] is not None and (step["difference"] is None or step["low"] > step["difference"] + _ROUNDING):
+            yield f"$.search.steps[{index}].low: {step['low']:.6g} is above the difference, {step['difference']}"
+    for name in ("network", "chosen"):
+        latency = study[name].get("latency")
+        if latency and not latency["low_ms"] <= latency["median_ms"] <= latency["high_ms"]:
+            yield f"$.{name}.latency: the median, {latency['median_ms']:.6g} ms, lies outside low_ms and high_ms"
 
 
 def _reductions(point: Mapping[str, Any], network: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -47,7 +58,14 @@ def _reductions(point: Mapping[str, Any], network: Mapping[str, Any], path: str)
             )
 
 
-def _interval(record: Mapping[str, Any], name: str, path: str) -> Iterator[str]:
+def interval_problems(record: Mapping[str, Any], name: str, path: str) -> Iterator[str]:
+    """Yield one line for each contradiction between a value, its interval and its method.
+
+    Args:
+        record: holds the value, ``low``, ``high`` and ``method``.
+        name: key of the value.
+        path: JSON path of the record.
+    """
     value, low, high = record[name], record["low"], record["high"]
     if value is None and (low is not None or high is not None):
         yield f"{path}: there is an interval, but {name} is null"
@@ -63,7 +81,7 @@ def _interval(record: Mapping[str, Any], name: str, path: str) -> Iterator[str]:
 def _difference(record: Mapping[str, Any] | None, path: str) -> Iterator[str]:
     if record is None:
         return
-    yield from _interval(record, "difference", path)
+    yield from interval_problems(record, "difference", path)
     low, margin = record["low"], record["margin"]
     if record["non_inferior"] and (low is None or low <= -margin):
         reach = "there is no interval" if low is None else f"the interval reaches {low:.6g}"
@@ -124,7 +142,7 @@ def _layer(layer: Mapping[str, Any], path: str) -> Iterator[str]:
 
 def _test(test: Mapping[str, Any]) -> Iterator[str]:
     for name in ("original", "pruned"):
-        yield from _interval(test[name], "auc", f"$.test.{name}")
+        yield from interval_problems(test[name], "auc", f"$.test.{name}")
     yield from _difference(test["difference"], "$.test.difference")
     yield from _change(test["difference"], test["original"]["auc"], test["pruned"]["auc"], "$.test.difference")
     for name, roc in (test.get("roc") or {}).items():
@@ -134,3 +152,82 @@ def _test(test: Mapping[str, Any]) -> Iterator[str]:
         for axis in ("fpr", "tpr"):
             if any(after < before for before, after in pairwise(roc[axis])):
                 yield f"{path}.{axis}: the values must never fall from one to the next"
+    for name, part in (test.get("calibration") or {}).items():
+        yield from _calibration(part, test["pruned"]["cases"], f"$.test.calibration.{name}")
+    point = test.get("operating_point") or {}
+    for name in ("original", "pruned") if point else ():
+        path, own = f"$.test.operating_point.{name}", point[name]
+        yield from _estimate(own, path)
+        if own["specificity"] != point["specificity"] or own["attained_specificity"] < own["specificity"] - _ROUNDING:
+            yield (
+                f"{path}: a specificity of {point['specificity']:.6g} was asked for, but the sensitivity is given for "
+                f"{own['specificity']:.6g}, of which {own['attained_specificity']:.6g} is attained"
+            )
+
+
+def _adjusted(adjusted: float | None, p_value: float | None, path: str) -> Iterator[str]:
+    if adjusted is not None and (p_value is None or adjusted < p_value - _ROUNDING):
+        before = "there is none" if p_value is None else f"it is {p_value:.6g}"
+        yield f"{path}.adjusted_p_value: {adjusted:.6g} is smaller than the p-value before correction: {before}"
+
+
+def _estimate(record: Mapping[str, Any], path: str) -> Iterator[str]:
+    low, high = record["low"], record["high"]
+    if low is None or high is None:
+        if "not computable" not in record["method"]:
+            yield f"{path}.method: there is no interval, so this must hold 'not computable' and say why"
+    elif not low - _ROUNDING <= record["value"] <= high + _ROUNDING:
+        yield f"{path}: value {record['value']:.6g} lies outside its own interval, {low:.6g} to {high:.6g}"
+
+
+def _calibration(part: Mapping[str, Any], cases: int, path: str) -> Iterator[str]:
+    for name in ("brier", "calibration_error"):
+        yield from _estimate(part[name], f"{path}.{name}")
+    points = part["points"]
+    lengths = {name: len(values) for name, values in points.items()}
+    if len(set(lengths.values())) > 1:
+        yield f"{path}.points: all lists must be equally long, found {lengths}"
+    if sum(points["cases"]) != cases:
+        yield f"{path}.points.cases: sums to {sum(points['cases'])}, but the test set holds {cases} cases"
+
+
+def _audit(audit: Mapping[str, Any], test: Mapping[str, Any] | None, classes: int) -> Iterator[str]:
+    if test is None:
+        yield "$.audit: there is an audit, but no test results"
+    sums: dict[str, int] = {}
+    for index, group in enumerate(audit["subgroups"]):
+        path = f"$.audit.subgroups[{index}]"
+        sums[group["attribute"]] = sums.get(group["attribute"], 0) + group["cases"]
+        if max(group["positive_cases"], group["patients"] or 0) > group["cases"]:
+            yield f"{path}: more positive cases or patients than the {group['cases']} cases"
+        computed = [group[name] is not None for name in ("original", "pruned", "difference")]
+        if any(computed) and not all(computed):
+            yield f"{path}: only some of original, pruned and difference are null"
+        if any(computed) == (group["reason"] is not None):
+            yield f"{path}.reason: must say why nothing was computed, and be null where something was"
+        if all(computed):
+            for name in ("original", "pruned"):
+                yield from interval_problems(group[name], "auc", f"{path}.{name}")
+            yield from _difference(group["difference"], f"{path}.difference")
+            before, after = group["original"]["auc"], group["pruned"]["auc"]
+            yield from _change(group["difference"], before, after, f"{path}.difference")
+        p_value = (group["difference"] or {}).get("p_value_difference")
+        yield from _adjusted(group["adjusted_p_value"], p_value, path)
+    for attribute, cases in sums.items():
+        if test is not None and cases != test["pruned"]["cases"]:
+            yield (
+                f"$.audit.subgroups: the groups by {attribute!r} hold {cases} cases, the test set "
+                f"{test['pruned']['cases']}"
+            )
+    changed = audit["changed_cases"]
+    changes = [abs(case["pruned"] - case["original"]) for case in changed]
+    if any(later > earlier + _ROUNDING for earlier, later in pairwise(changes)):
+        yield "$.audit.changed_cases: the largest change must come first"
+    if len({case["case_id"] for case in changed}) < len(changed):
+        yield "$.audit.changed_cases: each case must occur once"
+    for index, case in enumerate(changed):
+        path = f"$.audit.changed_cases[{index}]"
+        if case["label"] >= classes:
+            yield f"{path}.label: {case['label']} is not the index of one of {classes} classes"
+        if (case["activation_layer"] is None) == (case["reason"] is None):
+            yield f"{path}.reason: must say why there is no class activation map, and be null where there is one"

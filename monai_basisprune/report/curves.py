@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from monai_basisprune.report.style import FAINT, INK, PALETTE, new_figure, style_axes, style_legend
 from monai_basisprune.report.wording import confidence_words, decimal, percent, plural
 
-__all__ = ["curve_figure", "overlay_figure", "stretch"]
+__all__ = ["curve_figure", "overlay_figure", "reduction_axis", "stretch"]
 
 _TICKS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 
@@ -67,7 +67,8 @@ def overlay_figure(studies: Sequence[Mapping[str, Any]], labels: Sequence[str], 
         color = PALETTE[index % len(PALETTE)]
         _draw_band(axes, points, color, None, alpha=0.08, whiskers=False)
         # The second half dozen of studies gets the colors again, with other markers.
-        _draw_points(axes, points, color, label, marker="osD^vP"[(index + index // len(PALETTE)) % 6])
+        marker = "osD^vP"[(index + index // len(PALETTE)) % 6]
+        _draw_points(axes, points, color, label, marker=marker, line=("-", "--", "-.", ":")[index % 4])
     _set_limits(axes, everything, narrow=narrow)
     axes.set_ylabel("AUC on the validation set")
     axes.set_title("Bands: interval of each AUC", loc="left", color=FAINT, fontsize=9)
@@ -75,11 +76,13 @@ def overlay_figure(studies: Sequence[Mapping[str, Any]], labels: Sequence[str], 
     return figure
 
 
-def _draw_points(axes: Axes, points: Sequence[Mapping[str, Any]], color: str, label: str, *, marker: str = "o") -> None:
+def _draw_points(
+    axes: Axes, points: Sequence[Mapping[str, Any]], color: str, label: str, *, marker: str = "o", line: str = "-"
+) -> None:
     # NaN makes Matplotlib leave a gap: a line across a missing AUC would claim what nobody measured.
     x = [stretch(point["parameter_reduction"]) for point in points]
     y = [math.nan if point["auc"]["auc"] is None else point["auc"]["auc"] for point in points]
-    axes.plot(x, y, color=color, linewidth=1.8, marker=marker, markersize=4.5, label=label, zorder=4)
+    axes.plot(x, y, color=color, linewidth=1.8, linestyle=line, marker=marker, markersize=4.5, label=label, zorder=4)
 
 
 def _draw_band(
@@ -125,7 +128,23 @@ def _draw_chosen(axes: Axes, study: Mapping[str, Any], points: Sequence[Mapping[
 
 
 def _set_limits(axes: Axes, points: Sequence[Mapping[str, Any]], *, narrow: bool) -> None:
-    places = [stretch(point["parameter_reduction"]) for point in points]
+    reduction_axis(axes, [point["parameter_reduction"] for point in points], "parameters removed / %", narrow=narrow)
+    values = [point["auc"][key] for point in points for key in ("auc", "low", "high")]
+    known = [value for value in values if value is not None] or [0.0, 1.0]
+    room = max(0.02, 0.06 * (max(known) - min(known)))
+    axes.set_ylim(max(0.0, min(known) - room), min(1.005, max(known) + room))
+
+
+def reduction_axis(axes: Axes, reductions: Sequence[float], label: str, *, narrow: bool) -> None:
+    """Make the horizontal axis that of shares removed, see :func:`stretch`, with ticks where people look for them.
+
+    Args:
+        axes: the axes.
+        reductions: the shares that must fit.
+        label: what the axis shows, with its unit.
+        narrow: whether the figure is for a telephone.
+    """
+    places = [stretch(reduction) for reduction in reductions]
     first, last = min(0.0, *places), max(stretch(0.5), *places)
     pad = 0.03 * (last - first)
     axes.set_xlim(first - pad, last + pad)
@@ -133,10 +152,4 @@ def _set_limits(axes: Axes, points: Sequence[Mapping[str, Any]], *, narrow: bool
     if narrow and len(ticks) > 7:
         ticks = [tick for tick in ticks if tick not in (0.75, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998)]
     axes.set_xticks([stretch(tick) for tick in ticks], labels=[f"{100 * tick:g}" for tick in ticks])
-    axes.set_xlabel(
-        "parameters removed / %" if narrow else "parameters removed / %  (axis stretched: log of what is left)"
-    )
-    values = [point["auc"][key] for point in points for key in ("auc", "low", "high")]
-    known = [value for value in values if value is not None] or [0.0, 1.0]
-    room = max(0.02, 0.06 * (max(known) - min(known)))
-    axes.set_ylim(max(0.0, min(known) - room), min(1.005, max(known) + room))
+    axes.set_xlabel(label if narrow else f"{label}  (axis stretched: log of what is left)")

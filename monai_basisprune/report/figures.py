@@ -20,11 +20,12 @@ from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.files import write_atomically
 from monai_basisprune.report.curves import curve_figure
 from monai_basisprune.report.ranks import ranks_figure
+from monai_basisprune.report.reliability import NETWORKS
 from monai_basisprune.report.study import validate_study
 from monai_basisprune.report.style import BACKGROUND, FAINT, INK, PALETTE, new_figure, style_axes, style_legend
 from monai_basisprune.report.wording import auc_words, confidence_words, plural
 
-__all__ = ["draw_curve", "draw_ranks", "draw_roc", "inline_svg", "roc_figure"]
+__all__ = ["draw_curve", "draw_ranks", "draw_roc", "inline_svg", "roc_figure", "save_figure"]
 
 _PNG_DPI = 200
 
@@ -43,7 +44,7 @@ def draw_curve(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         ConfigurationError: if the record is not valid, or the suffix is another one.
     """
     validate_study(study)
-    return _save(curve_figure(study), path)
+    return save_figure(curve_figure(study), path)
 
 
 def draw_ranks(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -60,7 +61,7 @@ def draw_ranks(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         ConfigurationError: if the record is not valid or names no layer with a basis, or the suffix is another one.
     """
     validate_study(study)
-    return _save(ranks_figure(study), path)
+    return save_figure(ranks_figure(study), path)
 
 
 def draw_roc(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -77,7 +78,7 @@ def draw_roc(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         ConfigurationError: if the record is not valid or holds no ROC curves, or the suffix is another one.
     """
     validate_study(study)
-    return _save(roc_figure(study), path)
+    return save_figure(roc_figure(study), path)
 
 
 def roc_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
@@ -92,7 +93,7 @@ def roc_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
     axes: Axes = figure.subplots()
     style_axes(axes)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="chance")
-    for name, color, line in (("original", INK, "--"), ("pruned", PALETTE[0], "-")):
+    for name, color, line, _ in NETWORKS:
         roc = test["roc"][name]
         label = f"{name}: AUC {auc_words(test[name])}"
         axes.plot(roc["fpr"], roc["tpr"], color=color, linewidth=1.8, linestyle=line, label=label)
@@ -107,6 +108,10 @@ def roc_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
         f"Test set: {plural(record['cases'], 'case', 'cases')}{patients}; {confidence_words(record)}s",
         loc="left", color=FAINT, fontsize=9,
     )  # fmt: skip
+    point = test.get("operating_point")
+    for name, color, _, marker in NETWORKS if point else ():
+        place = 1 - point[name]["attained_specificity"], point[name]["value"]
+        axes.plot(*[[value] for value in place], marker=marker, color=color, markersize=7, linestyle="none")
     style_legend(figure, axes, columns=1)
     return figure
 
@@ -136,11 +141,20 @@ def inline_svg(figure: Figure, prefix: str) -> str:
     return text.strip()
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Save a figure as SVG or PNG, equal to the byte where it shows the same.
+
+    Args:
+        figure: the figure.
+        path: file to write, with the suffix ``.svg`` or ``.png``.
+
+    Raises:
+        ConfigurationError: if the suffix is another one.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in (".svg", ".png"):
         raise ConfigurationError(
-            f"a picture was asked for as {os.fspath(path)!r}, but its suffix is {suffix or 'missing'!r}; "
+            f"a picture was asked for as {Path(path).name!r}, but its suffix is {suffix or 'missing'!r}; "
             "give a path that ends in .svg or .png."
         )
     data = _render(figure, suffix[1:])

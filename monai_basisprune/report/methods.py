@@ -11,7 +11,9 @@ from monai_basisprune.report.wording import (
     count,
     decimal,
     difference_words,
+    estimate_words,
     number,
+    p_words,
     plural,
     reduction_words,
     sentence,
@@ -32,7 +34,7 @@ def methods_paragraph(study: Mapping[str, Any]) -> str:
     Args:
         study: a valid study record.
     """
-    return " ".join([*_pruning(study), *_data(study), *_statistics(study), *_software(study)])
+    return " ".join([*_pruning(study), *_search(study), *_data(study), *_statistics(study), *_software(study)])
 
 
 def limits_sentences(study: Mapping[str, Any]) -> list[str]:
@@ -49,8 +51,24 @@ def limits_sentences(study: Mapping[str, Any]) -> list[str]:
         "The AUC measures agreement with the labels of this data set, which can be wrong or differ from the clinical "
         "truth.",
         "One data set, one split and one seed were used: other hospitals, scanners and patients can give other values.",
-        "The AUC says nothing about sensitivity at one operating point, calibration or subgroups of patients.",
     ]
+    test = study["test"] or {}
+    unknown = [
+        words
+        for words, known in (
+            ("sensitivity at one operating point", test.get("operating_point")),
+            ("calibration", test.get("calibration")),
+            ("groups of patients", study["audit"]),
+        )
+        if not known
+    ]
+    if unknown:
+        sentences.append(f"The AUC says nothing about {' or '.join(unknown)}, which this study does not hold.")
+    if study["audit"] is not None:
+        sentences.append(
+            "A group of patients in which no loss was found is not a group that is shown to be safe: most groups are "
+            "too small for that."
+        )
     if any(split["patients"] is None for split in study["data"]["splits"].values()):
         sentences.append(
             "It is not known which cases belong to the same patient: the intervals may be too narrow, and a patient "
@@ -122,17 +140,72 @@ def _statistics(study: Mapping[str, Any]) -> Iterator[str]:
         f"{plural(record['patients'], 'patient', 'patients')}) the AUC was {auc_words(test['original'])} before and "
         f"{auc_words(record)} after pruning."
     )
-    difference = test["difference"]
+    yield from _comparison(test["difference"])
+    yield from _beyond_auc(study)
+
+
+def _comparison(difference: Mapping[str, Any] | None) -> Iterator[str]:
     if difference is None:
         yield "The two were not compared by a test."
         return
     shown = "shown" if difference["non_inferior"] else "not shown"
     p_value = difference.get("p_value")
-    chance = "" if p_value is None else " (one-sided p " + ("< 0.001)" if p_value < 0.001 else f"= {p_value:.3f})")
+    chance = "" if p_value is None else f" (one-sided p {_p_equation(p_value)})"
     yield (
         f"The difference was {difference_words(difference)} (paired, pruned minus unpruned; {difference['method']}); "
         f"non-inferiority with a margin of {difference['margin']:g} was {shown}{chance}."
     )
+
+
+def _beyond_auc(study: Mapping[str, Any]) -> Iterator[str]:
+    test, audit = study["test"], study["audit"]
+    point = test.get("operating_point")
+    if point:
+        yield (
+            f"At a specificity of at least {point['specificity']:g} the sensitivity was "
+            f"{estimate_words(point['original'])} before and {estimate_words(point['pruned'])} after pruning "
+            "(threshold chosen on the test set, and anew in each resample)."
+        )
+    calibration = test.get("calibration")
+    if calibration:
+        scores = ", ".join(
+            f"{words} {estimate_words(calibration['original'][key])} before and "
+            f"{estimate_words(calibration['pruned'][key])} after"
+            for key, words in (("brier", "Brier score"), ("calibration_error", "expected calibration error"))
+        )
+        yield f"Calibration: {scores}."
+    if audit is not None:
+        names = list(dict.fromkeys(group["attribute"] for group in audit["subgroups"]))
+        tested = [group for group in audit["subgroups"] if group["adjusted_p_value"] is not None]
+        yield (
+            f"The AUCs of both networks were compared in groups of the test set by {', '.join(names)}; "
+            f"{plural(len(tested), 'group', 'groups')} could be tested, with Holm's correction for multiple testing."
+        )
+        if tested:
+            worst = min(tested, key=lambda group: group["difference"]["difference"])
+            yield (
+                f"The most unfavorable change was {difference_words(worst['difference'])} "
+                f"({worst['attribute']}: {worst['value']}; {plural(worst['cases'], 'case', 'cases')}; adjusted p "
+                f"{_p_equation(worst['adjusted_p_value'])})."
+            )
+
+
+def _search(study: Mapping[str, Any]) -> Iterator[str]:
+    search = study["search"]
+    if search is None:
+        return
+    yield (
+        f"The smallest network was searched for in {plural(len(search['steps']), 'step', 'steps')}, each accepted or "
+        f"refused on the validation set for a margin of {search['margin']:g}."
+    )
+    needed = search["required_positive_patients"]
+    if needed is not None:
+        yield f"To show non-inferiority at that margin about {number(needed)} positive patients would be needed."
+
+
+def _p_equation(value: float) -> str:
+    words = p_words(value)
+    return words.replace("\u00a0", " ") if value < 0.001 else f"= {words}"
 
 
 def _software(study: Mapping[str, Any]) -> Iterator[str]:

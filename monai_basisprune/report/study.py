@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jsonschema
 
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.files import write_atomically
 from monai_basisprune.report.consistency import find_contradictions
+from monai_basisprune.report.records import check_record
 
 __all__ = ["load_study", "save_study", "validate_study"]
+
+_FORMAT_VERSION = 2
 
 
 def validate_study(study: Mapping[str, Any]) -> None:
@@ -50,7 +48,7 @@ def save_study(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigurationError: if the record is not valid, see :func:`validate_study`; nothing is written then.
     """
-    _check(study, f"the study record for {os.fspath(path)}")
+    _check(study, f"the study record for {Path(path).name}")
     return write_atomically(path, json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -71,56 +69,18 @@ def load_study(path: str | os.PathLike[str]) -> dict[str, Any]:
         study = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # wrong JSON and wrong UTF-8 alike
         raise ConfigurationError(
-            f"{os.fspath(path)} was asked for as a study record, but it is not JSON ({error}). "
+            f"{Path(path).name} was asked for as a study record, but it is not JSON ({error}). "
             "Give the file that save_study wrote, and copy it again if it was cut short."
         ) from error
-    _check(study, os.fspath(path))
+    _check(study, Path(path).name)  # not its folders, which can be named after people
     return dict(study)
 
 
 def _check(study: object, what: str) -> None:
-    problems = list(_not_plain(study, "$"))
-    if not problems:
-        # Tuples are arrays in JSON, but not for jsonschema; the copy looks like the record read back from a file.
-        plain = json.loads(json.dumps(study))
-        found = sorted(_validator().iter_errors(plain), key=lambda error: [str(part) for part in error.absolute_path])
-        problems = [f"{error.json_path}: {_shorten(error.message)}" for error in found]
-        if not problems:
-            problems = list(find_contradictions(plain))
-    if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
+    version = study.get("format_version") if isinstance(study, Mapping) else None
+    if isinstance(version, int) and version < _FORMAT_VERSION:
         raise ConfigurationError(
-            f"{what} cannot be used, {len(problems)} {'problem' if len(problems) == 1 else 'problems'} found; "
-            f"correct what wrote it and write it again:{lines}"
+            f"{what} has format_version {version}, known is {_FORMAT_VERSION}. The older format was never released and "
+            "lacks the audit: run the study again, which writes a new record."
         )
-
-
-def _not_plain(value: object, path: str) -> Iterator[str]:
-    """Yield what JSON cannot hold: infinite numbers, NaN, and objects such as NumPy integers and tensors."""
-    if isinstance(value, Mapping):
-        if not isinstance(value, dict):
-            yield f"{path}: a {type(value).__name__} is not plain JSON; use a dict"
-        for key, item in value.items():
-            if isinstance(key, str):
-                yield from _not_plain(item, f"{path}.{key}")
-            else:
-                yield f"{path}: the key {key!r} is not a string"
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _not_plain(item, f"{path}[{index}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield f"{path}: {value} is not a finite number; use null, and say why in 'method' or in a warning"
-    elif value is not None and not isinstance(value, str | int):
-        yield f"{path}: a {type(value).__module__}.{type(value).__name__} is not plain JSON; use int, float or str"
-
-
-@cache
-def _validator() -> Any:
-    schema = json.loads(files(__package__).joinpath("templates/study.schema.json").read_text(encoding="utf-8"))
-    return jsonschema.Draft202012Validator(schema)
-
-
-def _shorten(message: str, limit: int = 200) -> str:
-    # jsonschema repeats the whole value in its message, which may be the whole record.
-    return message if len(message) <= limit else f"{message[: limit // 2]} ... {message[-limit // 2 :]}"
+    check_record(study, what, "study.schema.json", find_contradictions)

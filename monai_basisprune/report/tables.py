@@ -1,4 +1,4 @@
-"""The pruning curve as CSV, and a study as a short table for the terminal."""
+"""The numbers of a study as CSV, and its findings as a short table for the terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import csv
 import io
 import os
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.files import write_atomically
 from monai_basisprune.report.study import validate_study
 from monai_basisprune.report.wording import (
@@ -23,14 +24,29 @@ from monai_basisprune.report.wording import (
     verdict,
 )
 
-__all__ = ["CURVE_COLUMNS", "format_summary", "write_curve_csv"]
+__all__ = [
+    "CURVE_COLUMNS",
+    "SUBGROUP_COLUMNS",
+    "format_summary",
+    "write_csv",
+    "write_curve_csv",
+    "write_reliability_csv",
+    "write_roc_csv",
+    "write_subgroups_csv",
+]
 
 CURVE_COLUMNS = (
     "round", "epoch", "target", "parameters", "macs", "bases", "parameter_reduction", "mac_reduction",
     "auc", "auc_low", "auc_high", "auc_confidence", "auc_method",
     "cases", "patients", "positive_cases", "positive_patients",
     "difference", "difference_low", "difference_high", "difference_margin", "non_inferior", "difference_method",
-    "chosen",
+    "adjusted_p_value", "chosen",
+)  # fmt: skip
+SUBGROUP_COLUMNS = (
+    "attribute", "value", "cases", "positive_cases", "patients",
+    "original_auc", "original_low", "original_high", "pruned_auc", "pruned_low", "pruned_high",
+    "difference", "difference_low", "difference_high", "difference_margin", "non_inferior", "difference_method",
+    "adjusted_p_value", "reason",
 )  # fmt: skip
 
 _WIDTH = 88
@@ -50,9 +66,7 @@ def write_curve_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) -> P
         ConfigurationError: if the record is not valid, see :func:`validate_study`.
     """
     validate_study(study)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, CURVE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for point in study["curve"]:
         auc, difference = point["auc"], point["difference"] or {}
         row = {key: point[key] for key in CURVE_COLUMNS[:8]}
@@ -60,10 +74,107 @@ def write_curve_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) -> P
         row |= {key: auc[key] for key in ("cases", "patients", "positive_cases", "positive_patients")}
         row |= {key: difference.get(key) for key in ("difference", "non_inferior")}
         row |= {f"difference_{key}": difference.get(key) for key in ("low", "high", "margin", "method")}
+        row["adjusted_p_value"] = point.get("adjusted_p_value")
         row["chosen"] = point["round"] == study["chosen"]["round"]
-        # Lower-case true and false, as in the JSON record that the table comes from.
+        rows.append(row)
+    return write_csv(path, CURVE_COLUMNS, rows)
+
+
+def write_roc_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the points of both ROC curves on the test set as CSV.
+
+    Args:
+        study: the study record.
+        path: the file to write.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigurationError: if the record is not valid or holds no ROC curves.
+    """
+    curves = _of_test(study, "roc")
+    rows = [
+        {"network": name, "false_positive_rate": fpr, "true_positive_rate": tpr}
+        for name in ("original", "pruned")
+        for fpr, tpr in zip(curves[name]["fpr"], curves[name]["tpr"], strict=True)
+    ]
+    return write_csv(path, ("network", "false_positive_rate", "true_positive_rate"), rows)
+
+
+def write_reliability_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the reliability diagram of both networks on the test set as CSV: one line for each bin with cases.
+
+    Args:
+        study: the study record.
+        path: the file to write.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigurationError: if the record is not valid or holds no calibration.
+    """
+    columns = ("lower_edges", "upper_edges", "cases", "mean_probability", "positive_fraction")
+    calibration = _of_test(study, "calibration")
+    rows = [
+        {"network": name, **dict(zip(columns, values, strict=True))}
+        for name in ("original", "pruned")
+        for values in zip(*(calibration[name]["points"][column] for column in columns), strict=True)
+    ]
+    return write_csv(path, ("network", *columns), rows)
+
+
+def write_subgroups_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the AUCs of both networks in each group of patients as CSV, empty where not computable.
+
+    Args:
+        study: the study record.
+        path: the file to write.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigurationError: if the record is not valid or holds no audit.
+    """
+    validate_study(study)
+    if study["audit"] is None:
+        raise ConfigurationError("A table of groups was asked for, but the study record holds no audit.")
+    rows = []
+    for group in study["audit"]["subgroups"]:
+        row = {key: group[key] for key in (*SUBGROUP_COLUMNS[:5], "adjusted_p_value", "reason")}
+        for name in ("original", "pruned"):
+            row |= {f"{name}_{key}": (group[name] or {}).get(key) for key in ("auc", "low", "high")}
+        difference = group["difference"] or {}
+        row |= {key: difference.get(key) for key in ("difference", "non_inferior")}
+        row |= {f"difference_{key}": difference.get(key) for key in ("low", "high", "margin", "method")}
+        rows.append(row)
+    return write_csv(path, SUBGROUP_COLUMNS, rows)
+
+
+def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows as CSV, with true and false in lower case, as in the JSON record, and None as nothing.
+
+    Args:
+        path: the file to write.
+        columns: names of the columns.
+        rows: the values of each line by column.
+    """
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
         writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
     return write_atomically(path, stream.getvalue())
+
+
+def _of_test(study: Mapping[str, Any], key: str) -> Any:
+    validate_study(study)
+    part = (study["test"] or {}).get(key)
+    if not part:
+        raise ConfigurationError(f"A table was asked for, but the study record holds no 'test.{key}'.")
+    return part
 
 
 def format_summary(study: Mapping[str, Any]) -> str:

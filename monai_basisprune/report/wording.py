@@ -15,14 +15,18 @@ __all__ = [
     "decimal",
     "difference_words",
     "duration",
+    "estimate_words",
+    "latency_words",
     "moment",
     "number",
+    "p_words",
     "percent",
     "plural",
     "reduction_words",
     "sentence",
     "shorten",
     "signed",
+    "size_words",
     "verdict",
 ]
 
@@ -106,6 +110,31 @@ def difference_words(record: Mapping[str, Any] | None) -> str:
     digits = _digits(record)
     low, high = signed(record["low"], digits), signed(record["high"], digits)
     return f"{signed(record['difference'], digits)} ({low} to {high})"
+
+
+def estimate_words(record: Mapping[str, Any]) -> str:
+    """Return a number such as a sensitivity with its interval, or the statement why there is none."""
+    if record["low"] is None:
+        return f"{decimal(record['value'])} (interval {record['method'].rsplit('; ', 1)[-1]})"
+    return f"{decimal(record['value'])} ({decimal(record['low'])} to {decimal(record['high'])})"
+
+
+def p_words(value: float | None) -> str:
+    """Return a p-value with three decimals, ``"< 0.001"`` below that, and a dash for None."""
+    return "–" if value is None else f"<{_SPACE}0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def size_words(size: int | None) -> str:
+    """Return a number of bytes with three digits and a unit."""
+    return "not measured" if size is None else f"{count(size)}B" if size >= 10_000 else f"{size}{_SPACE}B"
+
+
+def latency_words(record: Mapping[str, Any] | None) -> str:
+    """Return the time of one forward pass with its spread."""
+    if record is None:
+        return "not measured"
+    median, low, high = (f"{record[key]:.3g}" for key in ("median_ms", "low_ms", "high_ms"))
+    return f"{median}{_SPACE}ms ({low} to {high})"
 
 
 def reduction_words(share: float, what: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data import load_split, prepare_datalist, write_synthetic_cohort
+from ..data import divide_datalist, load_split, prepare_datalist, write_datalist, write_synthetic_cohort
+from ..data.splits import check_folds
 from ..errors import ConfigurationError
 
 __all__ = ["PreparedCohort", "prepare_cohort", "working_folder"]
@@ -74,11 +75,15 @@ def prepare_cohort(
     on_problem: Literal["raise", "skip"] = "raise",
     synthetic_patients: int = 400,
     progress: bool = True,
+    split_seed: int | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    prepared: PreparedCohort | None = None,
 ) -> PreparedCohort:
     """Check a cohort and split it by patient; without a folder, make the synthetic one.
 
     The datalist goes to the run's working folder, so an earlier result keeps the split that it was made with until
-    the run ends well.
+    the run ends well. It holds no names of the user's files.
 
     Args:
         dataset_dir: folder of DICOM files with the labels table; None for the synthetic cohort.
@@ -93,6 +98,11 @@ def prepare_cohort(
         on_problem: ``"raise"`` or ``"skip"``; see :func:`monai_basisprune.data.prepare_datalist`.
         synthetic_patients: number of patients of the synthetic cohort.
         progress: whether to show a progress bar.
+        split_seed: for repeats of a study, the seed of the folds, or of the test section, and of the synthetic cohort;
+            then ``seed`` is only that of the division into training and validation. None where ``seed`` is for all.
+        folds: number of folds by patient instead of ``fractions``; then training is all but two of them.
+        fold: which fold is the test, from 0; validation is the next one.
+        prepared: a cohort that was read and divided before; then nothing is read, and its datalist is written.
 
     Raises:
         CohortError: if the cohort cannot be used; every problem is listed.
@@ -100,12 +110,24 @@ def prepare_cohort(
     """
     if len(class_names) != 2:
         raise ConfigurationError(f"class_names must name two classes, the one to find last; got {list(class_names)!r}.")
+    if (folds is None) != (fold is None):
+        raise ConfigurationError(
+            f"folds and fold belong together: got folds {folds!r} and fold {fold!r}. Pass both, as in --folds 5 "
+            f"--fold 0, or run `repeat` for all of them."
+        )
+    if folds is not None:
+        check_folds(folds, -1 if fold is None else fold)
     work = working_folder(output_dir)
+    if prepared is not None:
+        cohort = replace(prepared, datalist_file=work / "datalist.json")
+        write_datalist(cohort.datalist, cohort.datalist_file, image_paths=cohort.synthetic)
+        return cohort
     synthetic = dataset_dir is None
+    first_seed = seed if split_seed is None else split_seed
     if dataset_dir is None:
         dataset_dir = synthetic_folder(output_dir)
         shutil.rmtree(dataset_dir, ignore_errors=True)
-        write_synthetic_cohort(dataset_dir, patients=synthetic_patients, seed=seed)
+        write_synthetic_cohort(dataset_dir, patients=synthetic_patients, seed=first_seed)
         labels_file = image_column = label_column = patient_column = None
     datalist_file = work / "datalist.json"
     datalist = prepare_datalist(
@@ -117,10 +139,14 @@ def prepare_cohort(
         label_column=label_column,
         patient_column=patient_column,
         fractions=fractions,
-        seed=seed,
+        seed=first_seed,
         on_problem=on_problem,
         progress=progress,
+        image_paths=synthetic,
     )
+    if folds is not None or split_seed is not None:
+        datalist = divide_datalist(datalist, seed, folds, fold, first_seed)
+        write_datalist(datalist, datalist_file, image_paths=synthetic)
     return PreparedCohort(Path(dataset_dir), datalist_file, datalist, synthetic)
 
 

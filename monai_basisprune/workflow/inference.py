@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +21,7 @@ from ..data import load_split
 from ..data.preflight import check_on_problem, cross_check, inspect_files, list_files
 from ..errors import CohortError, ConfigurationError
 from ..evidence import auc_interval
-from ..files import write_atomically
+from ..files import archive_problem, write_atomically
 from ..handlers import Predictions, PredictionsHandler
 from ..report import load_study
 from .cohort import synthetic_folder
@@ -103,7 +101,9 @@ def evaluation_cases(
         if not load_study(_require(output, "study.json"))["data"]["synthetic"]:
             raise ConfigurationError(own)
     cases = load_split(datalist, section, dataset_dir)
-    _check_images(json.loads(datalist.read_text(encoding="utf-8"))[section], Path(dataset_dir))
+    items = json.loads(datalist.read_text(encoding="utf-8"))[section]
+    if all("image" in item for item in items):  # others were found by their content
+        _check_images(items, Path(dataset_dir))
     return cases
 
 
@@ -137,13 +137,12 @@ def _load(output_dir: str | os.PathLike[str], device: torch.device) -> tuple[nn.
     path = _require(Path(output_dir), "model.ts", "pruned network (model.ts)")
     carried = {METADATA_FILENAME: ""}
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # PyTorch does not look at the sums that the file holds
-        if broken is not None:
-            raise RuntimeError(f"the sum of {broken} is wrong")
+        problem = archive_problem(path)
+        if problem is not None:
+            raise RuntimeError(problem)
         network: nn.Module = torch.jit.load(str(path), map_location=device, _extra_files=carried)
         metadata = json.loads(carried[METADATA_FILENAME] or "{}")
-    except (RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"model.ts in output_dir cannot be read, it is damaged: {error}") from error
     return network, metadata
 

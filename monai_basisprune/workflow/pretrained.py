@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..data import synthetic_source_images
 from ..errors import ConfigurationError, PlanMismatchError
-from ..training import linear_layers
+from ..selection import linear_layers
 
 __all__ = ["load_pretrained", "pretrain_on_synthetic_task", "transfer_weights"]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
+import os
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,8 +19,10 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from ..errors import BasisPruneError, ConfigurationError
+from ..files import write_atomically
+from .redaction import format_error, install_redaction, remove_redaction, shown_text
 
-__all__ = ["RunStart", "check_keys", "show_command", "start_run"]
+__all__ = ["RunStart", "check_keys", "is_on", "running_parser", "show_command", "start_run"]
 
 # "@key", "%key", and further levels behind "::" or "#", as monai.bundle writes references and macros
 _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
@@ -35,29 +39,63 @@ class RunStart:
         command: the command, without the folders that it names; see :func:`show_command`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, command: str | None = None) -> None:
         self.time = time.perf_counter()
-        self.command = show_command(sys.argv)
+        self.command = show_command(sys.argv) if command is None else command
 
 
-def start_run(seed: int | None = 0) -> RunStart:
+def start_run(
+    seed: int | None = 0,
+    redact_logs: bool | str = True,
+    private_paths: Iterable[str | os.PathLike[str] | None] = (),
+    command: str | None = None,
+) -> RunStart:
     """Start a bundle's run: check its keys, set the seeds, and show our errors as a message instead of a traceback.
 
     To be called in ``initialize`` of a bundle's configuration.
 
     Args:
         seed: the seed of torch, numpy and MONAI's transforms; None leaves them as they are.
+        redact_logs: whether to take what names a patient out of logs, warnings and tracebacks, those of other
+            libraries too; see :func:`~monai_basisprune.workflow.redaction.install_redaction`, and :func:`is_on`.
+        private_paths: the user's folders and files, to be taken out as well; None is left out.
+        command: the command to record, without folders; by default that of this process.
 
     Raises:
         ConfigurationError: if the configuration or an override has a key that nothing uses.
     """
+    if is_on("redact_logs", redact_logs):
+        install_redaction(private_paths)
+    else:
+        remove_redaction()
     sys.excepthook = _show_error
-    parser = _running_parser()
+    parser = running_parser()
     if parser is not None:
+        _clean_tracked_config(parser)
         check_keys(parser.get())
     if seed is not None:
         set_determinism(seed)
-    return RunStart()
+    return RunStart(command)
+
+
+def is_on(key: str, value: bool | str) -> bool:
+    """Return whether a switch is on; a command line gives ``true`` and ``false`` as words, of which both are true.
+
+    Args:
+        key: what to call the switch in a message.
+        value: True, False, or one of the words ``true`` and ``false`` in any case.
+
+    Raises:
+        ConfigurationError: if it is anything else.
+
+    Example:
+        >>> is_on("tensorboard", "false")
+        False
+    """
+    word = str(value).lower()
+    if word not in ("true", "false"):
+        raise ConfigurationError(f"{key} must be true or false, got {value!r}: pass --{key} true or --{key} false.")
+    return word == "true"
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
@@ -135,7 +173,7 @@ def _is_path(value: str) -> bool:
         return False
 
 
-def _running_parser() -> ConfigParser | None:
+def running_parser() -> ConfigParser | None:
     """Return the parser that is evaluating the expression we were called from.
 
     MONAI gives expressions no way to their own configuration, and it accepts any override in silence.
@@ -145,6 +183,31 @@ def _running_parser() -> ConfigParser | None:
         if isinstance(candidate, ConfigParser):
             return candidate
     return None
+
+
+def _clean_tracked_config(parser: ConfigParser) -> None:
+    """Take the user's paths out of the configuration that MONAI has written for an experiment tracker, if it has."""
+    written = parser.get("save_execute_config")
+    if not isinstance(written, str):
+        return
+    joined = re.fullmatch(r"([^$].*) \+ '(/config_\d+_\d+\.json)'", written)
+    if joined:  # MONAI writes an expression, which this is only where output_dir is one, and then tracks no file
+        parser.ref_resolver.get_item("save_execute_config").update_config(joined[1] + joined[2])
+    path = Path(str(parser.get_parsed_content("save_execute_config")))
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        write_atomically(path, json.dumps(_cleaned(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def _cleaned(value: Any, key: str = "") -> Any:
+    """Return a configuration with a placeholder for every value that names a folder or file of the user."""
+    if isinstance(value, Mapping):
+        return {name: _cleaned(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    if not isinstance(value, str) or value.startswith(("@", "$", "%")):
+        return value if not isinstance(value, str) else shown_text(value)
+    return f"<{key or 'path'}>" if key.endswith(_PATH_FLAGS) or _is_path(value) else shown_text(value)
 
 
 def _prefixes(reference: str) -> set[str]:
@@ -169,11 +232,14 @@ def _is_steps(value: Any) -> bool:
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the message of our own error at the end of a chain; everything else as Python does."""
+    """Print the message of our own error at the end of a chain; everything else as Python does, redacted."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, BasisPruneError):
-            print(f"\nmonai_basisprune: {link}", file=sys.stderr)
+            print(f"\nmonai_basisprune: {shown_text(str(link))}", file=sys.stderr)
             return
         link = link.__cause__
-    sys.__excepthook__(kind, error, trace)
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(format_error(kind, error, trace), end="", file=sys.stderr)

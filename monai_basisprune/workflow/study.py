@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -18,26 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import Dataset, save_net_with_metadata
+from monai.data import Dataset
 from torch import nn
 
 from .._version import __version__
-from ..complexity import evaluation_mode, example_input
 from ..curve import CurvePoint, PruningCurve
-from ..decomposition import layer_status, recompose
+from ..decomposition import layer_status
 from ..errors import BasisPruneError
-from ..evidence import auc_interval, compare_auc, roc_curve_points
+from ..evidence import auc_interval, compare_auc, holm, roc_curve_points
+from ..export import export_network
 from ..files import write_atomically
 from ..handlers import Predictions, PrunedNetworkSaver, PruningHandler
 from ..persistence import load_pruned, save_pruned
 from ..report import format_summary, save_study, write_report
+from .audit import audit_networks, check_audit_cases, describe_probabilities
 from .cohort import PreparedCohort
 from .inference import load_deployed, predict
 from .start import RunStart
 
-__all__ = ["export_torchscript", "finish_study"]
-
-_TOLERANCE = 1e-4
+__all__ = ["finish_study"]
 
 
 def finish_study(
@@ -57,6 +55,7 @@ def finish_study(
     device: torch.device | str = "cpu",
     title: str = "Pruning study",
     settings: Mapping[str, Any] | None = None,
+    audit_cases: int = 6,
 ) -> dict[str, Any]:
     """Choose the smallest network that is good enough, read the test cases once, and write the results.
 
@@ -77,11 +76,14 @@ def finish_study(
         output_dir: folder of the results.
         start: what :func:`start_run` returned.
         margin: margin of AUC.
-        selection: ``"point"`` or ``"interval"``; see :meth:`PruningCurve.smallest`.
+        selection: ``"point"`` or ``"interval"``; see :meth:`PruningCurve.smallest`. Where ``pruning`` searches, its
+            search has chosen, and ``margin`` and ``selection`` are those of the search.
         seed: seed of the run.
         device: where to test.
         title: title of the report.
         settings: further settings to note in the study.
+        audit_cases: how many of the test cases whose prediction changed most the report lists, with their images;
+            with 0 the report holds no image of a patient.
 
     Returns:
         the study record, as written to ``study.json``.
@@ -89,8 +91,14 @@ def finish_study(
     Raises:
         BasisPruneError: if the exported network does not reproduce the pruned one.
     """
+    check_audit_cases(audit_cases)
     rounds = curve.rounds()
-    chosen, reason = curve.smallest(margin, selection)
+    search = None if pruning.search is None else pruning.search.search
+    if search is None:
+        chosen, reason = curve.smallest(margin, selection)
+    else:
+        chosen, reason = search.choose(curve)
+        margin, selection = search.margin, search.rule
     unpruned = load_pruned(original, saver.path(rounds[0].bases))
     network = load_pruned(original, saver.path(chosen.bases))
     output = Path(output_dir)
@@ -99,12 +107,17 @@ def finish_study(
     with tempfile.TemporaryDirectory(prefix=".staging-", dir=output) as folder:
         staging = Path(folder)
         carried = {**preprocessing, "class_names": cohort.datalist["class_names"]}
-        notes += export_torchscript(network, input_shape, staging / "model.ts", carried)
+        notes += export_network(network, staging / "model.ts", input_shape, metadata=carried).remarks
         save_pruned(network, staging / "model.pt")
-        test = _test(unpruned.to(device), load_deployed(staging, device), test_data, device, margin)
+        test, before, after = _test(unpruned.to(device), load_deployed(staging, device), test_data, device, margin)
+        items = cohort.datalist["test"]
+        audit, pictures = audit_networks(
+            before, after, unpruned, network, test_data, items, margin, audit_cases, device
+        )
+        adjusted = _adjusted_p_values(rounds)
         study = {
             "format": "monai_basisprune.study",
-            "format_version": 1,
+            "format_version": 2,
             "title": title,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": start.command,
@@ -131,7 +144,10 @@ def finish_study(
                 "preprocessing": dict(preprocessing),
                 **(settings or {}),
             },
-            "curve": [_curve_entry(i, point, pruning) for i, point in enumerate(rounds)],
+            "curve": [
+                {**_curve_entry(i, point, pruning), "adjusted_p_value": adjusted.get(i)}
+                for i, point in enumerate(rounds)
+            ],
             "chosen": {
                 "round": rounds.index(chosen),
                 "parameters": chosen.parameters,
@@ -142,6 +158,8 @@ def finish_study(
                 "supported_by_interval": bool(chosen.difference and chosen.difference["non_inferior"]),
             },
             "test": test,
+            "audit": audit,
+            "search": None if search is None else search.to_record(),
             "layers": [asdict(status) for status in layer_status(network)],
             "files": {
                 "network": "model.pt",
@@ -151,12 +169,15 @@ def finish_study(
                 "study": "study.json",
                 "report": "report.html",
                 "curve": "curve.csv",
+                "roc": "roc.csv",
+                "reliability": "reliability.csv",
+                "subgroups": "subgroups.csv",
                 "evaluations": "evaluations.json",
                 "picture": "curve.svg",
             },
             "warnings": notes,
         }
-        write_report(study, staging)
+        write_report(study, staging, pictures)
         write_atomically(staging / "evaluations.json", json.dumps(curve.to_list(), indent=1, allow_nan=False))
         shutil.copyfile(cohort.datalist_file, staging / "datalist.json")
         save_study(study, staging / "study.json")
@@ -165,61 +186,9 @@ def finish_study(
     return study
 
 
-def export_torchscript(
-    network: nn.Module,
-    input_shape: Sequence[int],
-    path: str | os.PathLike[str],
-    metadata: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """Write the recomposed network as TorchScript and check that what was written gives the same output.
-
-    Args:
-        network: a decomposed network.
-        input_shape: shape of one input without the batch.
-        path: the file.
-        metadata: what the file carries beside the network, as JSON types.
-
-    Returns:
-        remarks for the report: that it was traced, where it cannot be scripted.
-
-    Raises:
-        BasisPruneError: if the outputs differ.
-    """
-    plain = recompose(network).cpu().eval()
-    example = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0)).to(example_input(plain, (1,)))
-    remarks = []
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what MONAI's bundles export to
-        try:
-            script = torch.jit.script(plain)
-        except Exception as error:  # what cannot be scripted raises many types
-            script = torch.jit.trace(plain, example)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            remarks.append(
-                f"The network cannot be scripted ({reason}), so model.ts was traced with "
-                f"inputs of shape {tuple(input_shape)} and should be used with that shape."
-            )
-        write_atomically(
-            path,
-            lambda temporary: save_net_with_metadata(
-                script, str(temporary), include_config_vals=False, meta_values=metadata
-            ),
-        )
-        with evaluation_mode(network):
-            expected = network.cpu()(example)
-        found = torch.jit.load(str(path))(example)
-    error_size = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not error_size <= _TOLERANCE:
-        raise BasisPruneError(
-            f"The exported network does not reproduce the pruned one: relative difference {error_size:.1e}, at most "
-            f"{_TOLERANCE:.0e} is accepted. Nothing was written over an earlier result."
-        )
-    return remarks
-
-
 def _test(
     unpruned: nn.Module, pruned: nn.Module, data: Dataset, device: torch.device | str, margin: float
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Predictions, Predictions]:
     before = predict(unpruned, data, device, patient_key="patient_id")
     after = predict(pruned, data, device, patient_key="patient_id")
     if before.case_ids != after.case_ids:
@@ -230,7 +199,17 @@ def _test(
     }
     result["difference"] = asdict(compare_auc(before.labels, before.scores, after.scores, before.patients, margin))
     result["roc"] = {name: _roc(predictions) for name, predictions in (("original", before), ("pruned", after))}
-    return result
+    return result | describe_probabilities(before, after), before, after
+
+
+def _adjusted_p_values(rounds: Sequence[CurvePoint]) -> dict[int, float]:
+    """Correct the non-inferiority tests of all rounds for their number."""
+    p_values = {
+        str(index): point.difference["p_value"]
+        for index, point in enumerate(rounds)
+        if point.difference is not None and point.difference["p_value"] is not None
+    }
+    return {int(test.name): test.adjusted_p_value for test in holm(p_values, alpha=0.025)} if p_values else {}
 
 
 def _publish(staging: Path, output: Path) -> None:
@@ -262,13 +241,17 @@ def _roc(predictions: Predictions) -> dict[str, list[float]]:
 
 
 def _notes(curve: PruningCurve, pruning: PruningHandler, chosen: CurvePoint, margin: float) -> list[str]:
-    notes = []
+    notes = [] if pruning.search is None else list(pruning.search.search.warnings)
     missed = len(pruning.budgets) + 1 - len(curve.rounds())
-    if missed > 0:
+    if missed > 0 and pruning.search is None:
         notes.append(f"{missed} of {len(pruning.budgets)} rounds changed nothing or were not reached.")
     if chosen.difference is not None:
+        epochs = chosen.epoch
+        if pruning.search is not None:  # without the rounds that it went back from
+            accepted = sum(step.accepted for step in pruning.search.search.steps)
+            epochs = pruning.transfer_epochs + accepted * pruning.epochs_per_round
         notes.append(
-            f"The chosen network was trained for {chosen.epoch} epochs, the unpruned one for "
+            f"The chosen network was trained for {epochs} epochs, the unpruned one for "
             f"{curve.rounds()[0].epoch}: a part of any gain may come from the longer training."
         )
     if chosen.difference is not None and not chosen.difference["non_inferior"]:
@@ -281,7 +264,10 @@ def _notes(curve: PruningCurve, pruning: PruningHandler, chosen: CurvePoint, mar
 
 def _curve_entry(index: int, point: CurvePoint, pruning: PruningHandler) -> dict[str, Any]:
     target = 0.0 if index == 0 else None
-    if 0 < index <= len(pruning.results):
+    if pruning.search is not None:
+        targets = {step.epoch: step.target for step in pruning.search.search.steps}
+        target = targets.get(point.epoch, target)
+    elif 0 < index <= len(pruning.results):
         fitting = [
             getattr(budget, budget.quantity)
             for budget, result in zip(pruning.budgets, pruning.results, strict=False)

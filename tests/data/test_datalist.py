@@ -105,11 +105,11 @@ def test_fractions_are_checked_before_anything_is_read(tmp_path):
 
 def resealed(datalist, change):
     """Change a datalist and seal it again, as a program with an error would."""
-    from monai_basisprune.data.datalist import _split_hash
+    from monai_basisprune.data.datalist import split_hash
 
     changed = copy.deepcopy(datalist)
     change(changed)
-    changed["split_sha256"] = _split_hash(changed)
+    changed["split_sha256"] = split_hash(changed)
     return changed
 
 
@@ -164,3 +164,21 @@ def test_wrong_files_and_sections(prepared, tmp_path):
     (tmp_path / "d.json").write_text("[]")
     with pytest.raises(CohortError, match="holds no sections"):
         load_split(tmp_path / "d.json", "test", folder)
+
+
+def test_a_datalist_without_paths_finds_the_images_by_content(tmp_path):
+    folder = write_cohort(tmp_path / "images", patients=20, images=2)
+    output = tmp_path / "out" / "datalist.json"
+    returned = prepare_datalist(folder, output, progress=False, image_paths=False)
+    wanted = load_split(returned, "test", folder)
+    assert "image" not in json.loads(output.read_text())["test"][0]
+    assert ".dcm" not in output.read_text()
+    assert load_split(output, "test", folder) == wanted
+    for path in sorted(folder.rglob("*.dcm")):
+        path.rename(folder / f"renamed_{path.name}")
+    found = load_split(output, "test", folder)
+    assert [item["case_id"] for item in found] == [item["case_id"] for item in wanted]
+    assert all("renamed_" in item["image"] and os.path.isfile(item["image"]) for item in found)
+    os.remove(found[0]["image"])
+    with pytest.raises(CohortError, match=f"case {found[0]['case_id']}: has no file in dataset_dir"):
+        load_split(output, "test", folder)

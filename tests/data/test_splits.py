@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_basisprune.data import Case, Cohort, split_cohort
+from monai_basisprune.data import Case, Cohort, fold_cohort, split_cohort
+from monai_basisprune.data.splits import divide_training
 from monai_basisprune.errors import CohortError, ConfigurationError
 
 SECTIONS = ("training", "validation", "test")
@@ -118,3 +119,81 @@ def test_split_of_the_table_is_checked():
     mixed = Cohort((*source.cases, Case("x", 0, "cx", "p0", "1.9", "training")), source.class_names)
     with pytest.raises(CohortError, match=r"patient p0 \(hashed\): has images in training, test"):
         split_cohort(mixed)
+
+
+# --- folds
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=4), min_size=3, max_size=40),
+    st.integers(3, 6),
+    st.integers(0, 3),
+)
+def test_each_patient_is_once_in_the_test_section_or_the_folds_are_refused(labels, folds, seed):
+    source = cohort(labels)
+    try:
+        sections = [fold_cohort(source, folds, fold, seed) for fold in range(folds)]
+    except CohortError as error:
+        assert "folds" in str(error)  # noqa: PT017
+        return
+    for fold, parts in enumerate(sections):
+        check(source, parts)
+        assert parts["validation"] == sections[(fold + 1) % folds]["test"]
+    tested = [case.case_id for parts in sections for case in parts["test"]]
+    assert sorted(tested) == sorted(case.case_id for case in source.cases)
+
+
+def test_folds_are_stratified_and_depend_on_the_seed_alone():
+    source = random_cohort(120, 0.4, 0)
+    prevalence = sum(case.label for case in source.cases) / len(source.cases)
+    for fold in range(5):
+        test = fold_cohort(source, 5, fold)["test"]
+        assert abs(sum(case.label for case in test) / len(test) - prevalence) < 0.08
+        assert abs(len(test) / len(source.cases) - 0.2) < 0.05
+    assert fold_cohort(source, 5, 1, 3) == fold_cohort(source, 5, 1, 3)
+    assert fold_cohort(source, 5, 1, 3) != fold_cohort(source, 5, 1, 4)
+
+
+def test_fewer_patients_of_a_class_than_folds_are_refused_with_the_numbers():
+    source = cohort([[0]] * 20 + [[1, 1]] * 4)
+    with pytest.raises(CohortError, match=r"20 of 'negative', 4 of 'positive'; needed: at least 5 of each class"):
+        fold_cohort(source, 5, 0)
+    check(source, fold_cohort(source, 4, 0))
+
+
+def test_a_split_column_and_folds_are_refused():
+    source = cohort([[0], [1]] * 3, ["test", "test", "training", "training", "validation", "validation"])
+    with pytest.raises(CohortError, match="has a split column, and 3 folds were asked for: remove the column"):
+        fold_cohort(source, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "words"),
+    [(2, 0, "folds must be a whole number from 3"), (True, 0, "folds must be"), (2.5, 0, "folds must be"),
+     (5, 5, "fold must be a whole number from 0 to 4, got 5"), (5, -1, "fold must be"), (5, None, "fold must be")],
+)  # fmt: skip
+def test_impossible_folds(folds, fold, words):
+    with pytest.raises(ConfigurationError, match=words):
+        fold_cohort(cohort([[0], [1]] * 5), folds, fold)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_another_division_keeps_the_test_patients(seed):
+    source = random_cohort(80, 0.4, 1)
+    sections = split_cohort(source)
+    divided = divide_training(source, sections, (0.6, 0.2, 0.2), seed)
+    check(source, divided)
+    assert divided["test"] == sections["test"]
+    assert divided["training"] != sections["training"]
+    rest = len(divided["training"]) + len(divided["validation"])
+    assert abs(len(divided["validation"]) / rest - 0.25) < 0.05
+
+
+def test_too_few_patients_to_divide_are_refused():
+    source = cohort([[0], [0], [1], [1], [0], [1]])
+    test = [case for case in source.cases if case.patient_id in ("p3", "p5")]
+    with pytest.raises(
+        CohortError, match=r"Left are 3 of 'negative', 1 of 'positive'; needed: at least 2 of each class"
+    ):
+        divide_training(source, {"test": test}, (0.6, 0.2, 0.2), 0)

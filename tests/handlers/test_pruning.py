@@ -235,8 +235,17 @@ def test_epochs_below_one_are_refused(arguments):
 
 def test_a_budget_that_is_none_is_refused_before_the_training():
     network, optimizer = network_and_optimizer()
-    with pytest.raises(ValueError, match="exactly one of parameters, macs, bases and threshold"):
+    with pytest.raises(ValueError, match="exactly one of parameters, macs, latency, bases, threshold and auc_margin"):
         PruningHandler(network, mbp.ScalingImportance(network), [{"bases": 0.5, "parameters": 0.5}], optimizer)
+
+
+def test_a_margin_of_auc_is_no_target_of_a_round():
+    network, optimizer = network_and_optimizer()
+    handler = PruningHandler(network, mbp.ScalingImportance(network), [{"auc_margin": 0.01}], optimizer)
+    engine = trainer(network, optimizer, [handler], 3)
+    with pytest.raises(mbp.BudgetError, match="search for the network with a MetricSearchRounds"):
+        engine.run()
+    assert engine.state.iteration == 0
 
 
 def test_defaults_are_those_of_the_study():
@@ -252,7 +261,7 @@ def test_defaults_are_those_of_the_study():
     ("budget", "words"),
     [
         ({"parameters": 0.99}, "The largest that can be met is parameters=0.6307"),
-        ({"macs": 0.5, "input_shape": (3, 8, 8)}, "cannot process the budget's input_shape=(3, 8, 8)"),
+        ({"macs": 0.5, "input_shape": (3, 8, 8)}, "cannot process an input of shape (1, 3, 8, 8)"),
     ],
 )
 def test_a_budget_that_cannot_be_met_stops_the_run_before_any_training(budget, words):

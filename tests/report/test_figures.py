@@ -15,7 +15,9 @@ from monai_basisprune import report
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.report import draw_curve, draw_ranks, draw_roc
 from monai_basisprune.report.curves import curve_figure, stretch
-from monai_basisprune.report.figures import inline_svg
+from monai_basisprune.report.figures import inline_svg, roc_figure
+from monai_basisprune.report.reliability import reliability_figure
+from monai_basisprune.report.subgroups import subgroups_figure
 
 DRAW = [draw_curve, draw_ranks, draw_roc]
 
@@ -60,7 +62,7 @@ def test_axis_is_stretched_and_ticks_stand_apart() -> None:
 def test_curve_draws_the_numbers_of_the_record() -> None:
     study = make_study()
     study["curve"][6]["auc"] = auc_record(None, 100)
-    study["curve"][6]["difference"] = None
+    study["curve"][6] |= {"difference": None, "adjusted_p_value": None}
     axes = curve_figure(study).axes[0]
     lines = {line.get_label(): line for line in axes.get_lines()}
     drawn = lines["AUC on the validation set"].get_ydata()
@@ -112,6 +114,48 @@ def test_inline_svg_meets_no_other_and_names_no_address() -> None:
         assert "<style" not in text
         assert "var(--series-0)" in text
         assert "#0072b2" not in text
+
+
+def test_reliability_draws_the_points_of_both_networks() -> None:
+    study = make_study()
+    diagram, counts = reliability_figure(study).axes
+    lines = {str(line.get_label()).split(":")[0]: line for line in diagram.get_lines()}
+    for name in ("original", "pruned"):
+        points = study["test"]["calibration"][name]["points"]
+        assert list(lines[name].get_xdata()) == points["mean_probability"]
+        assert list(lines[name].get_ydata()) == points["positive_fraction"]
+    cases = study["test"]["calibration"]["original"]["points"]["cases"]
+    assert [bar.get_height() for bar in counts.patches] == cases * 2
+    with pytest.raises(ConfigurationError, match="holds no calibration"):
+        reliability_figure(make_study(test=None))
+
+
+def test_subgroups_draw_what_is_computable_and_the_margin() -> None:
+    study = make_study()
+    axes = subgroups_figure(study).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "all test cases",
+        "sex: female",
+        "sex: male",
+        "age band: 40 to 59",
+        "age band: 60 to 79",
+    ]
+    dots = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in ("o", "D")]
+    known = [group["difference"] for group in study["audit"]["subgroups"] if group["difference"]]
+    assert dots == [study["test"]["difference"]["difference"], *(record["difference"] for record in known)]
+    margin = next(line for line in axes.get_lines() if line.get_label() == "margin: a loss of 0.01")
+    assert margin.get_xdata()[0] == -0.01
+    with pytest.raises(ConfigurationError, match="holds no group in which the networks could be compared"):
+        subgroups_figure(make_study(audit=None))
+
+
+def test_operating_points_stand_on_the_roc_curves() -> None:
+    study = make_study()
+    dots = [line for line in roc_figure(study).axes[0].get_lines() if line.get_marker() in ("s", "o")]
+    assert [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots] == [
+        (pytest.approx(0.08), 0.767),
+        (pytest.approx(0.08), 0.751),
+    ]
 
 
 def test_nothing_global_is_touched(tmp_path: Path) -> None:

@@ -49,3 +49,30 @@ def test_limits() -> None:
     text = " ".join(limits_sentences(study))
     assert "synthetic" not in text
     assert "medical device" in text
+
+
+def test_what_goes_beyond_the_auc_is_told() -> None:
+    text = plain(methods_paragraph(make_study()))
+    for words in (
+        "At a specificity of at least 0.9 the sensitivity was 0.767 (0.677 to 0.857) before and 0.751 (0.661 to 0.841)",
+        "Brier score 0.130 (0.100 to 0.160) before and 0.170 (0.140 to 0.200) after",
+        "in groups of the test set by sex, age band, scanner manufacturer; 4 groups could be tested, with Holm's",
+        "The most unfavorable change was -0.030 (-0.080 to +0.020) (age band: 60 to 79; 48 cases; adjusted p = 1.000).",
+        "was searched for in 4 steps, each accepted or refused on the validation set for a margin of 0.01.",
+        "about 412 positive patients would be needed.",
+    ):
+        assert words in text, words
+    limits = " ".join(limits_sentences(make_study()))
+    assert "The AUC says nothing" not in limits
+    assert "A group of patients in which no loss was found is not a group that is shown to be safe" in limits
+
+
+def test_what_is_not_in_the_record_is_not_told() -> None:
+    study = make_study(audit=None, search=None)
+    del study["test"]["calibration"], study["test"]["operating_point"]
+    text = methods_paragraph(study)
+    for words in ("specificity", "Calibration", "groups", "searched"):
+        assert words not in text, words
+    limits = " ".join(limits_sentences(study))
+    assert "nothing about sensitivity at one operating point or calibration or groups of patients, which this" in limits
+    assert "shown to be safe" not in limits

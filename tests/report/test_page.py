@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import make_study
+from studies import make_pictures, make_study
 
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.report import compare_studies, save_study, write_report
@@ -30,11 +31,13 @@ class Tags(HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-def assert_self_contained(text: str) -> None:
+def assert_self_contained(text: str, images: int = 0) -> None:
     assert set(re.findall(r'https?://[^"\s<)]+', text)) <= NAMESPACES
     tags = Tags(text)
-    assert not {"script", "img", "link", "iframe", "object", "base", "a", "form"} & set(tags.names)
-    assert not [name for name in tags.attributes if name.startswith("on") or name == "src"]
+    assert not {"script", "link", "iframe", "object", "base", "a", "form"} & set(tags.names)
+    assert tags.names.count("img") == tags.attributes.count("src") == tags.attributes.count("alt") == images
+    assert len(re.findall(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]+" alt="[^"]+">', text)) == images
+    assert not [name for name in tags.attributes if name.startswith("on")]
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
     assert "@import" not in text
     assert "nan" not in re.findall(r"\b[a-z]+\b", text)
@@ -50,6 +53,9 @@ def test_files_and_nothing_else(report: dict[str, Path]) -> None:
         "curve_csv": "curve.csv",
         "curve_svg": "curve.svg",
         "curve_png": "curve.png",
+        "roc_csv": "roc.csv",
+        "reliability_csv": "reliability.csv",
+        "subgroups_csv": "subgroups.csv",
         "report_html": "report.html",
     }
     assert {path.name for path in report["report_html"].parent.iterdir()} == {p.name for p in report.values()}
@@ -76,9 +82,20 @@ def test_report_holds_everything(report: dict[str, Path]) -> None:
         "is a medical device; do not use",
         "patient-clustered bootstrap, 2000 resamples",
         "model.plan.json",
+        "28.4\u00a0MB",
+        "9.8\u00a0ms (9.41 to 10.5)",
+        "0.767 (0.677 to 0.857)",
+        "about <strong>412 positive patients</strong>",
+        "sex: female",
+        "not computable: all 14 cases are negative",
+        "A small group cannot show safety.",
+        "0.91 → 0.34",
+        "000000000000a3f1",
+        "activation maps are made when the study is run",
+        "with Holm's correction over all rounds",
     ):
-        assert words in text, words
-    assert text.count("<svg") == 6
+        assert words in html.unescape(text) or words in text, words
+    assert text.count("<svg") == 10
     assert text.count('class="picked"') == 1
 
 
@@ -93,8 +110,16 @@ def test_every_string_is_escaped(tmp_path: Path) -> None:
     study["pruning"] |= {"importance": HOSTILE, HOSTILE: {HOSTILE: [HOSTILE]}}
     study["test"]["pruned"]["method"] = HOSTILE
     study["versions"][HOSTILE] = HOSTILE
-    text = write_report(study, tmp_path)["report_html"].read_text(encoding="utf-8")
-    assert_self_contained(text)
+    study["audit"]["remarks"] = study["search"]["remarks"] = [HOSTILE]
+    study["audit"]["subgroups"][0] |= {"attribute": "age band", "value": HOSTILE}
+    study["audit"]["subgroups"][1] |= {"attribute": "age band"}
+    study["audit"]["subgroups"][2:5] = []
+    study["audit"]["subgroups"][2]["reason"] = HOSTILE
+    study["audit"]["changed_cases"][0] |= {"case_id": HOSTILE, "activation_layer": HOSTILE}
+    study["audit"]["changed_cases"][1] |= {"reason": HOSTILE, "activation_layer": None}
+    study["network"]["latency"]["device"] = study["chosen"]["latency"]["device"] = HOSTILE
+    text = write_report(study, tmp_path, make_pictures(HOSTILE))["report_html"].read_text(encoding="utf-8")
+    assert_self_contained(text, images=3)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
@@ -105,6 +130,38 @@ def test_report_without_test_roc_and_ranks(tmp_path: Path) -> None:
     assert "No layer has a basis." in text
 
 
+def test_bare_record(tmp_path: Path) -> None:
+    study = make_study(search=None, audit=None, layers=[])
+    for key in ("roc", "calibration", "operating_point"):
+        del study["test"][key]
+    for key in ("bytes_on_disk", "peak_activation_bytes", "latency"):
+        del study["network"][key], study["chosen"][key]
+    for point in study["curve"]:
+        del point["adjusted_p_value"]
+    written = write_report(study, tmp_path)
+    text = written["report_html"].read_text(encoding="utf-8")
+    assert_self_contained(text)
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.csv", "curve.svg", "curve.png", "report.html"}
+    assert "The study record holds no audit." in text
+    assert "The study record holds no ROC curves." in text
+    for words in ('id="search"', 'id="reliability"', "p, corrected", "Time for one pass", "Sensitivity at"):
+        assert words not in text
+
+
+def test_images_stand_in_the_page_with_a_warning(tmp_path: Path) -> None:
+    study = make_study(layers=[])
+    study["data"]["synthetic"] = False
+    first = study["audit"]["changed_cases"][0]["case_id"]
+    study["audit"]["changed_cases"][1] |= {"activation_layer": None, "reason": "no map, because it has one dimension"}
+    text = write_report(study, tmp_path, make_pictures(first, "unknown"))["report_html"].read_text(encoding="utf-8")
+    assert_self_contained(text, images=3)
+    assert "This page holds images of 1 patient case." in text
+    assert "Text burned into an image, such as a name, would be visible." in text
+    assert f'alt="Image of case {first}"' in text
+    assert "no map, because it has one dimension." in text
+    assert len(list(tmp_path.glob("*.png"))) == 1  # the curve: no image of a patient lies loose
+
+
 def test_wrong_record_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         write_report(make_study(title=""), tmp_path / "out")
@@ -112,7 +169,7 @@ def test_wrong_record_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_unknown_patients_are_said(tmp_path: Path) -> None:
-    study = make_study()
+    study = make_study(layers=[])
     study["data"]["splits"]["test"] |= {"patients": None, "patients_by_class": None}
     text = write_report(study, tmp_path)["report_html"].read_text(encoding="utf-8")
     assert "It is not known which cases belong to the same patient" in text
@@ -124,11 +181,38 @@ def test_comparison(tmp_path: Path) -> None:
     paths = [save_study(make_study(), tmp_path / "a.json"), save_study(other, tmp_path / "b.json")]
     text = compare_studies(paths, tmp_path / "compare.html").read_text(encoding="utf-8")
     assert_self_contained(text)
-    assert "must not be compared with each other" in text
+    assert "not comparable with the first study, because its split is another one (SHA-256 differs)" in text
     assert "not tested" in text
+    assert str(tmp_path) not in text
     assert "Cardiomegaly on synthetic chest radiographs" in text
     with pytest.raises(ConfigurationError, match="at least two"):
         compare_studies(paths[:1], tmp_path / "one.html")
+
+
+def test_comparison_lists_what_differs(tmp_path: Path) -> None:
+    one, two = make_study(), make_study(seed=7)
+    two["pruning"] |= {"importance": "scaling", "extra": {"learning_rate": [0.1, None]}}
+    two["data"] |= {"synthetic": False, "class_names": ["healthy", "sick"]}
+    paths = [save_study(study, tmp_path / f"{index}.json") for index, study in enumerate((one, two))]
+    text = compare_studies(paths, tmp_path / "compare.html").read_text(encoding="utf-8")
+    table = re.sub(r"<[^>]+>", " ", text[text.index('id="settings"') : text.index('id="sources"')]).split()
+    for words in ("importance taylor scaling", "seed 0 7", "extra not noted learning_rate 0.1, none"):
+        assert words in " ".join(table), words
+    assert "budget" not in table
+    assert "its classes have other names; its data are real, those of the first study synthetic." in text
+    same = compare_studies([paths[0], paths[0]], tmp_path / "same.html").read_text(encoding="utf-8")
+    assert "All settings and versions are the same." in same
+    assert 'id="comparable"' not in same
+
+
+def test_comparison_says_which_record_is_wrong(tmp_path: Path) -> None:
+    good = save_study(make_study(), tmp_path / "study.json")
+    bad = tmp_path / "Doe" / "study.json"
+    bad.parent.mkdir()
+    bad.write_text("{")
+    with pytest.raises(ConfigurationError, match=r"Of 2 study records, number 2: study\.json was asked for") as caught:
+        compare_studies([good, bad], tmp_path / "compare.html")
+    assert "Doe" not in str(caught.value)
 
 
 def browse(page: Path, folder: Path, *arguments: str) -> str:
@@ -169,7 +253,7 @@ def test_page_fits_a_telephone(report: dict[str, Path], tmp_path: Path) -> None:
         encoding="utf-8",
     )
     found = browse(frame, tmp_path, "--dump-dom")
-    assert "<title>width 375 narrow 3 wide 0 Cardiomegaly on synthetic chest radiographs</title>" in found
+    assert "<title>width 375 narrow 5 wide 0 Cardiomegaly on synthetic chest radiographs</title>" in found
     dom = browse(report["report_html"], tmp_path, "--dump-dom")
     assert "Non-inferiority is not shown" in dom
     assert "Content-Security-Policy" in dom

@@ -10,6 +10,7 @@ import pytest
 from studies import auc_record, difference_record, make_study
 
 from monai_basisprune.errors import ConfigurationError
+from monai_basisprune.evidence.subgroups import compare_subgroups
 from monai_basisprune.report import load_study, save_study, validate_study
 
 
@@ -109,7 +110,7 @@ def test_missing_test_set_is_valid() -> None:
 def test_null_auc_needs_a_reason() -> None:
     study = make_study()
     study["curve"][6]["auc"] = auc_record(None, 100)
-    study["curve"][6]["difference"] = None
+    study["curve"][6] |= {"difference": None, "adjusted_p_value": None}
     validate_study(study)
     study["curve"][6]["auc"]["method"] = "DeLong"
     with pytest.raises(ConfigurationError, match=r"curve\[6\]\.auc\.method: .*'not computable'"):
@@ -186,3 +187,88 @@ def test_results_of_the_evidence_room_fit_as_they_are() -> None:
         "difference": evidence.compare_auc(labels, original, pruned, margin=0.01).to_dict(),
     }
     validate_study(study)
+
+
+def test_older_format_is_refused_in_plain_words(tmp_path: Any) -> None:
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(make_study(format_version=1)))
+    with pytest.raises(
+        ConfigurationError, match=r"study\.json has format_version 1, known is 2\..*run the study again"
+    ):
+        load_study(path)
+
+
+def test_audit_and_probabilities_of_the_evidence_room_fit_as_they_are() -> None:
+    from monai_basisprune import evidence
+
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 50)
+    original, pruned = generator.normal(labels * 1.5), generator.normal(labels * 1.5)
+    study = make_study()
+    study["test"] = {
+        "original": evidence.auc_interval(labels, original).to_dict(),
+        "pruned": evidence.auc_interval(labels, pruned).to_dict(),
+        "difference": evidence.compare_auc(labels, original, pruned, margin=0.01).to_dict(),
+        "calibration": {},
+        "operating_point": {"specificity": 0.9},
+    }
+    for name, scores in (("original", original), ("pruned", pruned)):
+        chances = 1 / (1 + np.exp(-scores))
+        study["test"]["calibration"][name] = {
+            "brier": evidence.brier_score(labels, chances).to_dict(),
+            "calibration_error": evidence.calibration_error(labels, chances).to_dict(),
+            "points": evidence.reliability_points(labels, chances).to_dict(),
+        }
+        study["test"]["operating_point"][name] = evidence.sensitivity_at_specificity(labels, chances, 0.9).to_dict()
+    sexes = ["female", "male"] * 49 + [None, "other"]
+    groups = compare_subgroups(labels, original, pruned, {"sex": sexes})
+    study["audit"]["subgroups"] = [group.to_dict() for group in groups]
+    assert [group["value"] for group in study["audit"]["subgroups"]] == ["female", "male, and others"]
+    groups = compare_subgroups(labels, original, pruned, {"sex": ["female", "male"] * 50, "view": [None] * 100})
+    study["audit"]["subgroups"] = [group.to_dict() for group in groups]
+    assert [group["reason"] is None for group in study["audit"]["subgroups"]] == [True, True, False]
+    validate_study(study)
+
+
+FEMALE, OTHER = "audit.subgroups.0", "audit.subgroups.4"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("curve.2.adjusted_p_value", 0.1, r"curve\[2\]\.adjusted_p_value: 0.1 is smaller than the p-value"),
+        ("curve.0.adjusted_p_value", 0.1, r"curve\[0\]\.adjusted_p_value"),
+        ("test.calibration.pruned.brier.low", 0.5, r"pruned\.brier: value 0.17 lies outside its own interval"),
+        ("test.calibration.pruned.brier.low", None, "must hold 'not computable'"),
+        ("test.calibration.pruned.points.cases", [100], "all lists must be equally long"),
+        ("test.calibration.pruned.points.cases", [10] * 9 + [11], "sums to 101, but the test set holds 100"),
+        ("test.operating_point.pruned.specificity", 0.8, "a specificity of 0.9 was asked for"),
+        ("test.operating_point.pruned.attained_specificity", 0.8, "of which 0.8 is attained"),
+        (f"{FEMALE}.cases", 55, r"the groups by 'sex' hold 101 cases, the test set 100"),
+        (f"{FEMALE}.patients", 60, "more positive cases or patients than the 54 cases"),
+        (f"{FEMALE}.pruned", None, "only some of original, pruned and difference are null"),
+        (f"{FEMALE}.reason", "none", "must say why nothing was computed, and be null"),
+        (f"{OTHER}.reason", None, "must say why nothing was computed, and be null"),
+        (f"{FEMALE}.original.low", 0.95, r"subgroups\[0\]\.original: auc 0.91 lies outside"),
+        (f"{FEMALE}.difference.difference", 0.03, "is not the AUC of the pruned network minus"),
+        (f"{FEMALE}.difference.non_inferior", True, "true is claimed"),
+        (f"{FEMALE}.adjusted_p_value", 0.1, "is smaller than the p-value before correction: it is 0.2"),
+        (f"{OTHER}.adjusted_p_value", 0.1, "is smaller than the p-value before correction: there is none"),
+        ("audit.changed_cases.0.pruned", 0.9, "the largest change must come first"),
+        ("audit.changed_cases.1.case_id", "000000000000a3f1", "each case must occur once"),
+        ("audit.changed_cases.1.label", 2, "not the index of one of 2 classes"),
+        ("audit.changed_cases.1.reason", "x", "must say why there is no class activation map"),
+        ("test", None, "there is an audit, but no test results"),
+        ("search.steps.1.low", 0.5, r"steps\[1\]\.low: 0.5 is above the difference"),
+        ("chosen.latency.low_ms", 40.0, r"chosen\.latency: the median, 9.8 ms, lies outside"),
+    ],
+)
+def test_contradictions_of_the_audit_are_refused(place: str, value: object, words: str) -> None:
+    study = make_study()
+    *path, last = place.split(".")
+    target: Any = study
+    for part in path:
+        target = target[int(part) if part.isdigit() else part]
+    target[last] = value
+    with pytest.raises(ConfigurationError, match=words):
+        validate_study(study)

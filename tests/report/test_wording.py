@@ -112,3 +112,20 @@ def test_small_words() -> None:
     assert wording.moment("2026-11-21T05:00:00+01:00") == "2026-11-21 05:00 UTC+01:00"
     assert wording.shorten("abcdefghij", 5) == "ab\u2026ij"
     assert len(wording.shorten("x" * 99, 20)) == 20
+
+
+def test_estimates_p_values_sizes_and_times() -> None:
+    record = {"value": 0.75, "low": 0.7, "high": 0.8, "method": "Brier score; bootstrap"}
+    assert wording.estimate_words(record) == "0.750 (0.700 to 0.800)"
+    record |= {"low": None, "high": None, "method": "Brier score; not computable: one patient"}
+    assert wording.estimate_words(record) == "0.750 (interval not computable: one patient)"
+    assert [plain(wording.p_words(value)) for value in (None, 0.0004, 0.0126, 1.0)] == [
+        "–",
+        "< 0.001",
+        "0.013",
+        "1.000",
+    ]
+    assert [plain(wording.size_words(size)) for size in (None, 900, 28_400_000)] == ["not measured", "900 B", "28.4 MB"]
+    assert wording.latency_words(None) == "not measured"
+    latency = {"median_ms": 21.44, "low_ms": 20.0, "high_ms": 22.96}
+    assert plain(wording.latency_words(latency)) == "21.4 ms (20 to 23)"

@@ -285,14 +285,20 @@ def test_a_folder_without_the_images_is_refused(cohort: Path, tmp_path: Path) ->
     assert "synth0" not in str(caught.value)
 
 
-def test_a_folder_with_other_images_of_the_same_names_is_refused(cohort: Path, tmp_path: Path) -> None:
+def test_images_are_found_by_content_whatever_their_names(cohort: Path, tmp_path: Path) -> None:
     output = finished(tmp_path / "out", cohort)
+    wanted = {case["case_id"]: Path(case["image"]).read_bytes() for case in evaluation_cases(output, "test", cohort)}
     files = sorted((cohort / "images").iterdir())
     first, rest = files[0].read_bytes(), files[1:]
     for before, after in zip(files, rest, strict=False):  # every name now stands for another patient's image
         before.write_bytes(after.read_bytes())
     files[-1].write_bytes(first)
-    with pytest.raises(CohortError, match="other images"):
+    found = evaluation_cases(output, "test", cohort)
+    assert {case["case_id"]: Path(case["image"]).read_bytes() for case in found} == wanted
+    changed = pydicom.dcmread(found[0]["image"])
+    changed.PixelData = changed.PixelData[::-1]
+    changed.save_as(found[0]["image"])
+    with pytest.raises(CohortError, match=f"case {found[0]['case_id']}: has no file in dataset_dir"):
         evaluation_cases(output, "test", cohort)
 
 

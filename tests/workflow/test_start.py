@@ -14,7 +14,7 @@ from monai.bundle import ConfigWorkflow
 from monai.utils import get_seed
 
 from monai_basisprune.errors import ConfigurationError
-from monai_basisprune.workflow.start import RunStart, check_keys, show_command, start_run
+from monai_basisprune.workflow.start import RunStart, check_keys, is_on, show_command, start_run
 
 from ..bundle_runs import (
     COMBINATIONS,
@@ -217,6 +217,27 @@ def test_own_errors_are_shown_as_a_message_and_others_as_they_are(capsys: pytest
     shown = capsys.readouterr().err
     assert shown.startswith(FAILED_WORDS)
     assert shown.endswith("RuntimeError: another one\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "on"), [(True, True), ("true", True), ("True", True), (False, False), ("false", False)]
+)
+def test_switches_take_the_words_of_a_command_line(value: bool | str, on: bool) -> None:
+    assert is_on("redact_logs", value) is on
+
+
+@pytest.mark.parametrize("value", ["no", "", 1, None, "off"])
+def test_other_words_for_a_switch_are_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"redact_logs must be true or false, got .*: pass --redact_logs true"):
+        start_run(None, redact_logs=value)
+
+
+def test_our_own_message_is_shown_without_private_paths(capsys: pytest.CaptureFixture[str]) -> None:
+    start_run(None, private_paths=["/patients/Doe_John", None])
+    error = ConfigurationError("the file '/patients/Doe_John/a b.pt' was asked for, and /patients/Doe_John/x")
+    sys.excepthook(type(error), error, None)
+    shown = capsys.readouterr().err
+    assert shown == "\nmonai_basisprune: the file '[removed]' was asked for, and [removed]\n"
 
 
 @pytest.mark.parametrize(

@@ -29,15 +29,15 @@ from monai_basisprune.handlers import PrunedNetworkSaver, PruningHandler
 from monai_basisprune.report import load_study
 from monai_basisprune.workflow import PreparedCohort, finish_study, prepare_cohort
 from monai_basisprune.workflow.start import RunStart
-from monai_basisprune.workflow.study import export_torchscript
 
 from ..bundle_runs import contents
-from ..networks import TinyClassifier, relative_error, same_bits, snapshot, tiny_classifier
+from ..networks import TinyClassifier, relative_error
 
 PREPROCESSING = {"image_size": 8, "image_channels": 1, "intensity_mean": 0.449, "intensity_std": 0.226}
 FILES = {
     "model.pt", "model.plan.json", "model.ts", "datalist.json", "study.json", "report.html", "curve.csv",
     "evaluations.json", "curve.svg", "curve.png",
+    "roc.csv", "reliability.csv", "subgroups.csv",
 }  # fmt: skip
 
 # Made by hand: the reference ranks 13 of 16 pairs rightly, the first cut 15, the second 6.
@@ -224,6 +224,33 @@ def test_the_rest_agrees_with_where_it_comes_from(
     assert study["peak_memory_bytes"] is None or study["peak_memory_bytes"] > 10_000_000
 
 
+def test_the_audit_reaches_the_study_and_its_images_only_the_page(finished: tuple[Path, dict[str, Any]]) -> None:
+    output, study = finished
+    audit = study["audit"]
+    assert {group["attribute"] for group in audit["subgroups"]} == {
+        "sex", "age band", "scanner manufacturer", "view position",
+    }  # fmt: skip
+    assert all(group["patients"] >= 5 for group in audit["subgroups"])
+    assert [case["reason"] for case in audit["changed_cases"]] == [None] * 6
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 * 6
+    assert all(case["case_id"] in page for case in audit["changed_cases"])
+    assert "base64" not in (output / "study.json").read_text(encoding="utf-8")
+    assert study["test"]["calibration"]["pruned"]["points"]["cases"]
+    assert study["test"]["operating_point"]["specificity"] == 0.9
+    assert [point["adjusted_p_value"] is None for point in study["curve"]] == [True, False, False]
+
+
+def test_without_audit_cases_no_image_is_in_the_page(arguments: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="audit_cases must be the number of test cases"):
+        finish_study(**arguments, output_dir=tmp_path, audit_cases=-1)
+    assert not list(tmp_path.iterdir())
+    study = finish_study(**arguments, output_dir=tmp_path, audit_cases=0)
+    assert study["audit"]["changed_cases"] == []
+    assert "no image of a patient is shown" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_table_is_printed(arguments: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = finish_study(**arguments, output_dir=tmp_path)
     printed = capsys.readouterr().out
@@ -272,7 +299,7 @@ def earlier(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
         ({"settings": {"x": {1, 2}}}, ConfigurationError, r"\$\.pruning\.x"),
         ({"selection": "points"}, ConfigurationError, "selection must be one of"),
         ({"curve": PruningCurve()}, ConfigurationError, "The pruning curve is empty"),
-        ({"preprocessing": {"x": object()}}, TypeError, "not JSON serializable"),
+        ({"preprocessing": {"x": object()}}, mbp.ExportError, "metadata must hold JSON types only: .* not JSON"),
     ],
 )
 def test_a_study_that_cannot_be_written(
@@ -315,8 +342,8 @@ def test_a_network_of_a_ratio_that_is_damaged(
 @pytest.mark.parametrize(
     ("classifier", "words"),
     [
-        (NoisyClassifier, r"does not reproduce the pruned one: relative difference .* Nothing was"),
-        (BrokenClassifier, "does not reproduce the pruned one: relative difference nan"),
+        (NoisyClassifier, r"does not reproduce the network: relative difference .* Nothing was"),
+        (BrokenClassifier, "The network gives NaN or infinite outputs, which no export can be compared with"),
     ],
     ids=["other outputs", "no numbers"],
 )
@@ -355,54 +382,10 @@ def test_a_file_that_cannot_be_replaced(arguments: dict[str, Any], earlier: tupl
     assert contents(output) == before
 
 
-# --- export_torchscript
-
-
-def pruned(network: nn.Module) -> nn.Module:
-    decomposed = mbp.decompose(network)
-    mbp.prune_(decomposed, mbp.SingularValueImportance(decomposed).scores(), Budget(parameters=0.3))
-    return decomposed
-
-
-def test_what_is_exported_is_a_script_of_the_plain_network(tmp_path: Path) -> None:
-    network = pruned(tiny_classifier()).train()
-    before = snapshot(network)
-    assert export_torchscript(network, (1, 8, 8), tmp_path / "model.ts", {"a": [1, "b"]}) == []
-    assert network.training
-    assert same_bits(snapshot(network), before)
-    script, metadata, _ = load_net_with_metadata(str(tmp_path / "model.ts"))
-    assert metadata == {"a": [1, "b"]}
-    x = torch.randn(5, 1, 8, 8)
-    with torch.no_grad():
-        assert relative_error(script(x), network.eval()(x)) < 1e-5
-    larger = torch.randn(2, 1, 17, 11)  # a script is not bound to a shape
-    with torch.no_grad():
-        assert relative_error(script(larger), network(larger)) < 1e-5
-
-
-def test_what_cannot_be_scripted_is_traced_with_a_remark(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = pruned(DynamicClassifier())
-    (remark,) = export_torchscript(network, (1, 8, 8), tmp_path / "model.ts")
-    assert remark.startswith("The network cannot be scripted (")
-    assert remark.endswith("so model.ts was traced with inputs of shape (1, 8, 8) and should be used with that shape.")
-    assert "\n" not in remark
-    x = torch.randn(7, 1, 8, 8)
-    with torch.no_grad():
-        assert relative_error(torch.jit.load(str(tmp_path / "model.ts"))(x), network.eval()(x)) < 1e-5
-
-
 def test_the_remark_reaches_the_study(arguments: dict[str, Any], tmp_path: Path) -> None:
     run = pruned_run(tmp_path / "run", DynamicClassifier)
     study = finish_study(**{**arguments, **run}, output_dir=tmp_path / "out")
     assert any(warning.startswith("The network cannot be scripted (") for warning in study["warnings"])
-
-
-def test_an_export_in_double_precision(tmp_path: Path) -> None:
-    network = pruned(tiny_classifier()).double()
-    assert export_torchscript(network, (1, 8, 8), tmp_path / "model.ts") == []
-    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    assert torch.jit.load(str(tmp_path / "model.ts"))(x).dtype == torch.float64
 
 
 WITHOUT_US = """

@@ -1,0 +1,201 @@
+"""What the repeats of a study found, gathered into one record."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BasisPruneError
+from ..evidence import auc_interval, chosen_spread, curve_band, layer_overlap
+from ..persistence import plan_path
+from ..plan import PruningPlan
+from ..report import load_study
+
+__all__ = ["gather", "is_complete"]
+
+_BASIS = ".basis.weight"
+_TOLERANCE = 1e-3
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether a repeat came to its end: its study is there and valid, and so is what is pooled over folds."""
+    try:
+        load_study(folder / "study.json")
+        predictions = json.loads((folder / "work" / "test_predictions.json").read_text(encoding="utf-8"))
+    except (BasisPruneError, OSError, ValueError):
+        return False
+    return isinstance(predictions, dict) and {"labels", "scores", "patients"} <= set(predictions)
+
+
+def gather(
+    repeats: Sequence[tuple[int, int | None, int | None, Path]], failed: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Say how far complete repeats agree.
+
+    Args:
+        repeats: seed, fold, number of folds and folder of each; at least one.
+        failed: seed, fold and reason of those that have no result.
+
+    Returns:
+        the record that :func:`monai_basisprune.report.write_stability` takes, as JSON types.
+    """
+    studies = [load_study(folder / "study.json") for *_, folder in repeats]
+    remarks: list[str] = []
+    entries = [_entry(seed, fold, folds, study) for (seed, fold, folds, _), study in zip(repeats, studies, strict=True)]
+    folds = repeats[0][2]
+    if len(repeats) < 2:
+        remarks.append("One repeat is left, so there is neither a band nor an overlap: run the failed ones again.")
+    if folds is None:
+        remarks.append(
+            "All repeats have the same test patients; the seeds differ in the division of the others into training "
+            "and validation, and in all that is random in training. So the spread leaves out what other test patients "
+            "would change."
+        )
+    quantity = studies[0]["pruning"]["budget"]
+    if quantity != "parameters":
+        remarks.append(
+            f"The targets of the curves are shares of {quantity}, the chosen reductions those of parameters."
+        )
+    band = curve_band([_band_points(entry["curve"]) for entry in entries])
+    spread = chosen_spread([entry["chosen_reduction"] for entry in entries])
+    overlap, remark = _overlap([folder for *_, folder in repeats], studies, spread.median)
+    pooled, pooled_remark = _pooled(repeats)
+    return {
+        "repeats": entries,
+        "failed": [dict(entry) for entry in failed],
+        "band": [asdict(point) for point in band.points],
+        "band_method": band.method,
+        "chosen": asdict(spread),
+        "overlap": overlap,
+        "pooled": pooled,
+        "remarks": [*remarks, *remark, *pooled_remark],
+    }
+
+
+def _entry(seed: int, fold: int | None, folds: int | None, study: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "fold": fold,
+        "folds": folds,
+        "curve": [
+            {
+                "target": point["target"],
+                "parameter_reduction": point["parameter_reduction"],
+                "auc": point["auc"]["auc"],
+            }
+            for point in study["curve"]
+        ],
+        "chosen_reduction": study["chosen"]["parameter_reduction"],
+        "chosen_parameters": study["chosen"]["parameters"],
+        "test_auc": study["test"]["pruned"]["auc"],
+        "test_difference": study["test"]["difference"]["difference"],
+    }
+
+
+def _band_points(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    # a search can come to one target twice: the last network is the one that counts
+    return list({p["target"]: (p["target"], p["auc"]) for p in curve if p["target"] is not None}.values())
+
+
+def _overlap(
+    folders: Sequence[Path], studies: Sequence[Mapping[str, Any]], median: float
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compare the kept bases at the target nearest to the median choice, or those of the chosen networks."""
+    max_ranks = {layer["name"]: layer["max_rank"] for layer in studies[0]["layers"] if layer["rank"] is not None}
+    bases = [{p["target"]: p["bases"] for p in study["curve"] if p["target"]} for study in studies]
+    common = set(bases[0]).intersection(*bases[1:])
+    if common:
+        by_target = [
+            {p["target"]: p["parameter_reduction"] for p in study["curve"] if p["target"] in common}
+            for study in studies
+        ]
+        reached = {target: statistics.median(points[target] for points in by_target) for target in common}
+        target = min(common, key=lambda candidate: (abs(reached[candidate] - median), candidate))
+        plans = [plan_path(_network_file(folder, of[target])) for folder, of in zip(folders, bases, strict=True)]
+        where = f"at the target of {100 * target:g} %, the common one that is nearest to the median choice"
+    else:
+        plans = [folder / "model.plan.json" for folder in folders]
+        where = "between the networks that the repeats chose, since no target ratio is common to all"
+    try:
+        kept = [{name: layer.kept_bases for name, layer in PruningPlan.load(path).layers.items()} for path in plans]
+        not_comparable = _not_comparable(folders, studies, max_ranks)
+    except (BasisPruneError, OSError) as error:
+        reason = f"not computable, because the networks of a repeat cannot be read ({type(error).__name__})"
+        return [{"layer": name, "jaccard": None, "by_chance": None, "reason": reason} for name in max_ranks], []
+    overlap = [asdict(layer) for layer in layer_overlap(kept, max_ranks, not_comparable)]
+    remarks = [f"The overlap of the kept bases is taken {where}."] if len(folders) > 1 else []
+    if not_comparable:
+        remarks.append(
+            f"The bases of {len(not_comparable)} of {len(max_ranks)} layers differ between repeats before any pruning, "
+            "because the decomposed weights differ: which of them were kept cannot be compared."
+        )
+    return overlap, remarks
+
+
+def _not_comparable(
+    folders: Sequence[Path], studies: Sequence[Mapping[str, Any]], max_ranks: Mapping[str, int]
+) -> dict[str, str]:
+    """Return the layers whose bases are not the same ones in all repeats before any pruning, with the reason.
+
+    The bases are not trained, so those of the unpruned network are those of the decomposition.
+    """
+    reason = "not comparable, because the bases of the unpruned networks differ between the repeats"
+    found = {}
+    first: dict[str, torch.Tensor] = {}
+    for folder, study in zip(folders, studies, strict=True):
+        state = torch.load(_network_file(folder, study["curve"][0]["bases"]), map_location="cpu", weights_only=True)
+        own = {
+            layer: state[f"{layer}{_BASIS}".lstrip(".")]
+            for layer in max_ranks
+            if f"{layer}{_BASIS}".lstrip(".") in state
+        }
+        first = first or own
+        for layer in max_ranks:
+            if layer not in own or layer not in first or not _same_bases(first[layer], own[layer]):
+                found[layer] = reason
+    return found
+
+
+def _same_bases(first: torch.Tensor, second: torch.Tensor) -> bool:
+    # the sign of a basis and that of its scaling vector may change together
+    if first.shape != second.shape:
+        return False
+    a, b = (tensor.float().flatten(1) for tensor in (first, second))
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    return bool(torch.all((a * b).sum(dim=1).abs() >= (1 - _TOLERANCE) * norms))
+
+
+def _network_file(folder: Path, bases: int) -> Path:
+    return folder / "work" / "networks" / f"bases_{bases:06d}.pt"
+
+
+def _pooled(
+    repeats: Sequence[tuple[int, int | None, int | None, Path]],
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the AUC of the test cases of all folds together, where these hold each patient once."""
+    folds = repeats[0][2]
+    if folds is None:
+        return None, []
+    missing = sorted(set(range(folds)) - {fold for _, fold, _, _ in repeats if fold is not None})
+    if missing:
+        return None, [
+            f"The AUC over the test cases of all folds is not computable, because these of {folds} folds have no "
+            f"result: {', '.join(map(str, missing))}."
+        ]
+    pooled: dict[str, list[Any]] = {"labels": [], "scores": [], "patients": []}
+    for *_, folder in repeats:
+        found = json.loads((folder / "work" / "test_predictions.json").read_text(encoding="utf-8"))
+        if set(found["patients"]) & set(pooled["patients"]):
+            return None, ["The AUC over all folds is not computable, because a patient is in two test sections."]
+        for name, values in pooled.items():
+            values += found[name]
+    return auc_interval(pooled["labels"], pooled["scores"], pooled["patients"]).to_dict(), [
+        f"The AUC over the test cases of all {folds} folds compares scores of different networks with each other, and "
+        "its interval leaves out how the networks would change with other training patients."
+    ]

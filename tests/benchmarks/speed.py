@@ -1,0 +1,202 @@
+"""Measures what pruning gains on the clock: latency before and after, one prune step, and memory of decompose.
+
+python tests/benchmarks/speed.py --output docs/results/speed.json
+
+Needs torch-pruning and the packages of the extra "export" for the comparisons. Both sides of each ratio take turns in
+one run. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+import torch_pruning
+from monai.networks.nets import DenseNet121, resnet10, resnet18
+from torch import nn
+
+import monai_basisprune as mbp
+from monai_basisprune.latency import device_name, median_seconds
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "ResNet-18 2D": (
+        lambda: resnet18(spatial_dims=2, n_input_channels=1, num_classes=2, conv1_t_stride=2),
+        (1, 224, 224),
+    ),
+    "DenseNet121 2D": (lambda: DenseNet121(spatial_dims=2, in_channels=1, out_channels=2), (1, 224, 224)),
+    # as MedicalNet has it
+    "ResNet-10 3D": (
+        lambda: resnet10(spatial_dims=3, n_input_channels=1, num_classes=2, conv1_t_stride=2),
+        (1, 96, 96, 96),
+    ),
+}
+MAC_BUDGET = 0.75
+
+MEMORY_PROBE = """
+import gc, json, resource, psutil, torch
+import monai_basisprune as mbp
+from monai.networks.nets import resnet10, resnet200
+mbp.decompose(resnet10(spatial_dims=3, n_input_channels=1, num_classes=2))  # so that all libraries are loaded
+gc.collect()
+before = psutil.Process().memory_info().rss
+network = resnet200(spatial_dims=3, n_input_channels=1, num_classes=2)
+size = sum(p.numel() * p.element_size() for p in network.parameters())
+mbp.decompose(network)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+print(json.dumps({"network_bytes": size, "peak_bytes": peak, "ratio": peak / size}))
+"""
+
+
+def trained(factory: Callable[[], nn.Module], shape: tuple[int, ...]) -> nn.Module:
+    """Return a network whose norms have statistics of their own."""
+    torch.manual_seed(0)
+    network = factory().train()
+    with torch.no_grad():
+        for _ in range(2):
+            network(torch.randn(2, *shape))
+    return network.eval()
+
+
+def pruned(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Return the decomposed network with three quarters of the operations removed."""
+    decomposed = mbp.decompose(network)
+    scores = mbp.SingularValueImportance(decomposed).scores()
+    mbp.prune_(decomposed, scores, mbp.Budget(macs=MAC_BUDGET, input_shape=shape))
+    return decomposed
+
+
+def onnx_session(network: nn.Module, shape: tuple[int, ...], folder: str, name: str) -> Callable[[torch.Tensor], Any]:
+    """Return the network as onnxruntime runs it."""
+    path = Path(folder) / f"{name}.onnx"
+    mbp.export_network(network, path, shape)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"image": x.numpy()})
+
+
+def latencies(name: str, repeats: int) -> dict[str, Any]:
+    """Time the forms of one network."""
+    factory, shape = NETWORKS[name]
+    network, x = trained(factory, shape), torch.rand(1, *shape)
+    small = pruned(network, shape)
+    last = torch.channels_last if len(shape) == 3 else torch.channels_last_3d
+    fast = {"cheaper_by": "latency", "input_shape": shape, "fold": True}
+    forms: dict[str, Callable[[torch.Tensor], Any]] = {
+        "original": network,
+        "recomposed, unpruned": mbp.recompose(mbp.decompose(network)),
+        "pruned": mbp.recompose(small),
+        "pruned, norms folded": mbp.recompose(small, input_shape=shape, fold=True),
+        "pruned, norms folded, form by latency": mbp.recompose(small, **fast),
+        "original, norms folded": mbp.recompose(mbp.decompose(network), input_shape=shape, fold=True),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = {
+            "original": onnx_session(network, shape, folder, "original"),
+            "pruned": onnx_session(small, shape, folder, "pruned"),
+        }
+    channels_last = {
+        "original": copy.deepcopy(network).to(memory_format=last),
+        "pruned, norms folded, form by latency": mbp.recompose(copy.deepcopy(small).to(memory_format=last), **fast),
+    }
+    result: dict[str, Any] = {"input_shape": list(shape), "batch_size": 1}
+    counted = {"original": network, "pruned": mbp.recompose(small)}
+    result["macs"] = {form: mbp.measure_complexity(one, shape).macs for form, one in counted.items()}
+    mac_reduction = 1 - result["macs"]["pruned"] / result["macs"]["original"]
+    for group, functions, image in (
+        ("eager", forms, x),
+        ("eager, channels last", channels_last, x.contiguous(memory_format=last)),
+        ("onnxruntime", runtime, x),
+    ):
+        with torch.inference_mode():
+            calls = [lambda one=one, image=image: one(image) for one in functions.values()]
+            seconds = dict(zip(functions, median_seconds(calls, x.device, repeats, warm_up=5), strict=True))
+        result[group] = {form: {"median_ms": 1e3 * value} for form, value in seconds.items()}
+        for form, value in seconds.items():
+            reduction = 1 - value / seconds["original"]
+            result[group][form] |= {
+                "of_original": value / seconds["original"],
+                "latency_reduction_over_mac_reduction": reduction / mac_reduction if "pruned" in form else None,
+                "speed_up": seconds["original"] / value,
+            }
+        print(name, group, json.dumps(result[group]), flush=True)
+    return result
+
+
+def prune_step(repeats: int) -> dict[str, Any]:
+    """Time one whole prune step, ours and that of Torch-Pruning."""
+    factory, shape = NETWORKS["DenseNet121 2D"]
+    network, x = trained(factory, shape), torch.rand(1, *shape)
+
+    def ours() -> None:
+        decomposed = mbp.decompose(network)
+        scores = mbp.SingularValueImportance(decomposed).scores()
+        mbp.prune_(decomposed, scores, mbp.Budget(parameters=0.75))
+        mbp.recompose(decomposed)
+
+    def theirs() -> None:
+        victim = copy.deepcopy(network)
+        head = [module for module in victim.modules() if isinstance(module, nn.Linear)][-1:]
+        importance = torch_pruning.importance.GroupMagnitudeImportance()
+        pruner = torch_pruning.pruner.BasePruner(
+            victim, x, importance=importance, pruning_ratio=0.5, ignored_layers=head
+        )
+        pruner.step()
+
+    taken: dict[str, list[float]] = {"ours": [], "torch_pruning": []}
+    for _ in range(repeats):
+        for name, function in (("ours", ours), ("torch_pruning", theirs)):
+            start = time.perf_counter()
+            function()
+            taken[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return {
+        "network": "DenseNet121 2D",
+        "seconds": taken,
+        "median_seconds": medians,
+        "ratio": medians["torch_pruning"] / medians["ours"],
+    }
+
+
+def main() -> None:
+    """Measure everything and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=5)
+    arguments = parser.parse_args()
+    probe = subprocess.run([sys.executable, "-c", MEMORY_PROBE], check=True, capture_output=True, text=True)
+    result = {
+        "command": f"python tests/benchmarks/speed.py --output {arguments.output.as_posix()}",
+        "versions": {
+            "python": platform.python_version(),
+            "package": mbp.__version__,
+            **{name: version(name) for name in ("torch", "monai", "torch-pruning", "onnxruntime")},
+        },
+        "device": device_name("cpu"),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "repeats": arguments.repeats,
+        "decompose_resnet200_3d": json.loads(probe.stdout.splitlines()[-1]),
+        "prune_step": prune_step(arguments.steps),
+        "latency": {name: latencies(name, arguments.repeats) for name in NETWORKS},
+    }
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

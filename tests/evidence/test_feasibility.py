@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from monai_basisprune.evidence import required_positive_patients
+from monai_basisprune.evidence.feasibility import ASSUMED_CORRELATION, sample_problem
+
+
+def test_too_few_patients_are_told_with_the_number_that_is_needed():
+    problem = sample_problem(0.01, 0.9, 20, 60, "assumed")
+    needed = required_positive_patients(0.01, 0.9, ASSUMED_CORRELATION, 3.0)
+    assert problem.required_positive_patients == needed
+    for words in (
+        "too small to show that a pruned network is not worse by more than 0.01 AUC, even one that is just as good",
+        "with 20 positive and 60 negative patients, the interval of the difference would reach -0.0",
+        "(AUC 0.900, assumed; correlation 0.95, assumed)",
+        f"about {needed} positive patients, with 3 negative ones for each.",
+    ):
+        assert words in problem.message
+    assert sample_problem(0.01, 0.9, needed, 3 * needed, "assumed") is None
+
+
+@pytest.mark.parametrize("auc", [0.2, 0.5, 0.7, 0.9, 0.99, 0.9999, 1.0])
+@pytest.mark.parametrize(("positives", "negatives"), [(10, 12), (40, 400), (300, 30)])
+def test_what_is_needed_is_enough(auc, positives, negatives):
+    problem = sample_problem(0.01, auc, positives, negatives, "assumed")
+    if problem is None:
+        assert min(positives, negatives) > 12
+    else:
+        needed = problem.required_positive_patients
+        assert needed > positives
+        assert sample_problem(0.01, auc, needed, max(2, math.ceil(needed * negatives / positives)), "assumed") is None
+
+
+def test_a_perfect_network_on_few_patients_shows_nothing():
+    assert sample_problem(0.01, 1.0, 20, 20, "reached") is not None
+    assert sample_problem(0.01, 1.0, 1000, 1000, "reached") is None
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(0, 20), (1, 20), (20, 1), (20, 0)])
+def test_one_class_is_always_too_few(positives, negatives):
+    assert sample_problem(0.3, 0.9, positives, negatives, "assumed") is not None
+
+
+def test_more_than_ten_million_patients_are_no_number():
+    problem = sample_problem(1e-6, 0.8, 50, 50, "assumed")
+    assert problem.required_positive_patients is None
+    assert "It would need more than ten million positive patients" in problem.message
