@@ -8,9 +8,13 @@ from __future__ import annotations
 from ._version import __version__
 from .basis_scaling import BasisScalingConv
 from .budgets import Budget
+from .channel_importance import ChannelTaylorImportance
+from .channels import ChannelResult, ChannelStatus, channel_status, prune_channels_
+from .compensation import CompensationResult, compensate_
 from .complexity import Complexity, measure_complexity
 from .decomposition import LayerStatus, decompose, layer_status
 from .errors import (
+    ActivationError,
     BasisPruneError,
     BudgetError,
     CohortError,
@@ -21,8 +25,9 @@ from .errors import (
     PlanMismatchError,
 )
 from .export import ExportResult, export_network
-from .importance import ScalingImportance, SingularValueImportance, TaylorImportance
+from .importance import ActivationImportance, ScalingImportance, SingularValueImportance, TaylorImportance
 from .inflation import inflate
+from .joint_pruning import JointResult, prune_jointly_
 from .latency import Latency, measure_latency
 from .layers import DecomposedConv, DecomposedLinear
 from .persistence import build_pruned, load_pruned, save_pruned
@@ -38,11 +43,17 @@ from .training import (
 )
 
 __all__ = [
+    "ActivationError",
+    "ActivationImportance",
     "BasisPruneError",
     "BasisScalingConv",
     "Budget",
     "BudgetError",
+    "ChannelResult",
+    "ChannelStatus",
+    "ChannelTaylorImportance",
     "CohortError",
+    "CompensationResult",
     "Complexity",
     "ConfigurationError",
     "DecomposedConv",
@@ -50,6 +61,7 @@ __all__ = [
     "ExportError",
     "ExportResult",
     "InflationError",
+    "JointResult",
     "Latency",
     "LayerSelectionError",
     "LayerStatus",
@@ -61,6 +73,8 @@ __all__ = [
     "TaylorImportance",
     "__version__",
     "build_pruned",
+    "channel_status",
+    "compensate_",
     "decompose",
     "export_network",
     "freeze_norm_statistics_",
@@ -71,6 +85,8 @@ __all__ = [
     "measure_complexity",
     "measure_latency",
     "prune_",
+    "prune_channels_",
+    "prune_jointly_",
     "recalibrate_norm_statistics_",
     "recompose",
     "round_schedule",

@@ -9,14 +9,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .channel_slices import channel_count, cut_modules, lost_parameters, lost_weights
 from .decomposition import decomposed_layers, replace_modules
 from .errors import BudgetError
 from .forward import example_input, forward_pass
 from .latency import measure_latency
 from .layer_timing import latency_tables
 from .layers import DecomposedLayer
+from .selection import decomposable_layers
 
-__all__ = ["Budget", "NetworkCost", "network_cost"]
+__all__ = ["Budget", "NetworkCost", "count_positions", "network_cost"]
 
 _QUANTITIES = ("parameters", "macs", "latency", "bases", "threshold", "auc_margin")
 
@@ -117,7 +119,7 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
 
     Raises:
         ValueError: if operations are counted and the network cannot process ``budget.input_shape``.
-        BudgetError: if the budget is a margin of AUC.
+        BudgetError: if the budget is a margin of AUC, or of latency for a network of which channels were removed.
     """
     if budget.auc_margin is not None:
         raise BudgetError(
@@ -133,21 +135,28 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
         return NetworkCost(original, total, _allowed(original, share), tables)
     if budget.quantity == "latency":
         assert budget.input_shape is not None
+        if any(cut_modules(network)):
+            raise BudgetError(
+                f"{budget} cannot be counted: channels were removed, and how long the original network took is no "
+                f"longer to be measured on this one. Ask for a share of parameters or of macs."
+            )
         return _latency_cost(network, budget.input_shape, share)
     if budget.quantity == "macs":
         assert budget.input_shape is not None
-        positions, everything = _positions(network, budget.input_shape)
+        positions, everything = count_positions(network, budget.input_shape)
+        lost = sum(positions[name] * lost_weights(m) for name, m in cut_modules(network) if name in positions)
     else:
         positions = {name: 1 for name, _ in layers}
         # the scaling factors go into the weights, and the bias is no part of the two forms' difference
         everything = sum(p.numel() for p in network.parameters()) - sum(layer.rank() for _, layer in layers)
+        lost = sum(lost_parameters(module) for _, module in cut_modules(network))
     rest = everything - sum(positions[name] * layer.rank() * layer.basis_size() for name, layer in layers)
-    dense = {name: positions[name] * layer.original_weights() for name, layer in layers}
+    dense = {name: positions[name] * layer.whole_weights() for name, layer in layers}
     counts = {}
     for name, layer in layers:
         slot = positions[name] * layer.groups * layer.basis_size()
         counts[name] = [min(slot * n, dense[name]) for n in range(_slots(layer) + 1)]
-    original = rest + sum(dense.values())
+    original = rest + sum(dense.values()) + lost
     return NetworkCost(original, rest + sum(c[-1] for c in counts.values()), _allowed(original, share), counts)
 
 
@@ -172,21 +181,26 @@ def _allowed(original: float, share: float) -> float:
     return original * (1 - share) + 1e-12 * original
 
 
-def _positions(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], int]:
-    """Return how many output positions each decomposed layer computes, and the operations of the whole network."""
-    positions = {name: 0 for name, _ in decomposed_layers(network)}
-    handles = []
-    for name, layer in decomposed_layers(network):
+def count_positions(network: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int], int]:
+    """Return how often each convolution or linear layer applies its weights, and the operations of the whole network.
 
-        def count(
-            module: nn.Module,
-            args: object,
-            output: torch.Tensor,
-            name: str = name,
-            channels: int = layer.out_channels,
-        ) -> None:
+    Args:
+        network: any network.
+        input_shape: shape of one input without the batch.
+
+    Raises:
+        ValueError: if the network cannot process it.
+    """
+    positions = {name: 0 for name, _ in decomposable_layers(network)}
+    handles = []
+    for name, layer in decomposable_layers(network):
+
+        def count(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor, name: str = name) -> None:
             # of all images and slices that a network makes of one input, with or without a batch dimension
-            positions[name] += output.numel() // channels
+            if getattr(module, "transposed", False):
+                positions[name] += args[0].numel() // channel_count(module, "in")
+            else:
+                positions[name] += output.numel() // channel_count(module, "out")
 
         handles.append(layer.register_forward_hook(count))
     counter = FlopCounterMode(display=False)

@@ -15,7 +15,7 @@ from .errors import BasisPruneError
 from .report.command import add_report_command
 from .workflow.bundle import PrunedBundle
 from .workflow.existing_bundle import DEFAULT_TARGETS, prune_bundle
-from .workflow.redaction import format_error, install_redaction, remove_redaction
+from .workflow.redaction import format_error, install_redaction, remove_redaction, shown_text
 from .workflow.study_bundle import export_study_bundle
 
 __all__ = ["COMMANDS", "main"]
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words behind the command's name; by default those of the command line.
 
     Returns:
-        0, or 1 after an error of ours, of which only the message is shown. Wrong usage ends the process with 2.
+        0; 1 after an error, of which only the message is shown if it is one of ours; 130 after Ctrl-C. Wrong usage
+        ends the process with 2.
     """
     parser = _Parser(
         prog="monai-basisprune",
@@ -55,19 +56,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="what it can do", dest="command", metavar="COMMAND", required=True)
     for add_command in COMMANDS:
         add_command(subparsers)
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not hasattr(options, "overrides"):
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    overrides: dict[str, Any] = {}
+    chosen = subparsers.choices.get(words[0]) if words else None
+    if chosen is not None and chosen.get_default("overrides") is not None:
+        words, overrides = _split(chosen, words)
+    options, rest = parser.parse_known_args(words)
+    if rest:
         parser.error(
             f"{options.command} does not know {_options_in(rest)}; see monai-basisprune {options.command} --help"
         )
-    if rest:
-        options.overrides = _overrides(parser, rest)
+    if overrides:
+        options.overrides = overrides
     install_redaction(_paths(vars(options)))
     try:
         options.run(options)
     except BasisPruneError as error:
-        print(f"monai-basisprune: {error}", file=sys.stderr)
+        print(f"monai-basisprune: {shown_text(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("monai-basisprune: interrupted.", file=sys.stderr)
+        return 130
     except OSError as error:  # its own text would name the file
         print(f"monai-basisprune: a file cannot be read or written ({error.strerror or 'no reason'}).", file=sys.stderr)
         return 1
@@ -92,20 +101,31 @@ def _options_in(words: Sequence[str]) -> str:
     return ", ".join(word.partition("=")[0] for word in words if word.startswith("-")) or "the words behind the options"
 
 
-def _overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
-    """Read ``--KEY VALUE`` and ``--KEY=VALUE``; a value is JSON where it can be read so, and else a text."""
+def _split(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take each ``--KEY VALUE`` and ``--KEY=VALUE`` out that is no option of a command, wherever it stands.
+
+    argparse would take the value of an option that it does not know for the next folder. A value is JSON where it can
+    be read so, and else a text.
+    """
+    own: list[str] = []
     overrides: dict[str, Any] = {}
     waiting = list(words)
     while waiting:
-        key, equals, value = waiting.pop(0).partition("=")
-        if not key.startswith("--") or len(key) == 2 or not (equals or waiting):
-            parser.error(f"what is not an option of this command must be --KEY VALUE; look at {_options_in(words)}")
+        word = waiting.pop(0)
+        key, equals, value = word.partition("=")
+        if not word.startswith("--") or key in parser._option_string_actions:
+            own.append(word)
+            continue
+        if len(key) == 2 or not (equals or (waiting and not waiting[0].startswith("--"))):
+            parser.error(f"what is not an option of this command must be --KEY VALUE; look at {_options_in([word])}")
         text = value if equals else waiting.pop(0)
+        if key[2:] in overrides:
+            parser.error(f"{key} is given twice")
         try:
             overrides[key[2:]] = json.loads(text)
         except ValueError:
             overrides[key[2:]] = text
-    return overrides
+    return own, overrides
 
 
 def _add_prune_command(subparsers: Any) -> None:
@@ -129,23 +149,45 @@ def _add_prune_command(subparsers: Any) -> None:
         help="share to remove in each round, rising; default: %(default)s",
     )
     parser.add_argument(
-        "--budget", choices=("parameters", "macs", "bases"), default="parameters", help="what the shares are shares of"
+        "--budget",
+        choices=("parameters", "macs", "bases"),
+        default="parameters",
+        help="what the shares are shares of; default: %(default)s",
     )
-    parser.add_argument("--transfer_epochs", type=int, default=5, help="epochs of training before the first round")
-    parser.add_argument("--epochs_per_round", type=int, default=2, help="epochs of training in each round")
-    parser.add_argument("--margin", type=float, default=0.01, help="largest loss of AUC that is accepted")
+    parser.add_argument(
+        "--transfer_epochs",
+        type=int,
+        default=5,
+        metavar="N",
+        help="epochs of training before the first round; default: %(default)s",
+    )
+    parser.add_argument(
+        "--epochs_per_round",
+        type=int,
+        default=2,
+        metavar="N",
+        help="epochs of training in each round; default: %(default)s",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.01,
+        help="largest loss of AUC on validation cases, against the network that you give, that is accepted; default: "
+        "%(default)s",
+    )
     parser.add_argument(
         "--selection",
         choices=SELECTION_RULES,
         default="point",
-        help="whether the AUC itself or the interval of its difference must keep within the margin",
+        help="whether the AUC itself or the interval of its difference must keep within the margin; default: "
+        "%(default)s",
     )
     parser.add_argument(
         "--patient_key",
         metavar="KEY",
         help="key of the patient's id in the bundle's data; without it, every image counts as a patient of its own",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run; default: %(default)s")
     parser.set_defaults(run=_prune, overrides={})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -104,14 +104,7 @@ class PruningCurve:
         """
         check_selection(margin, rule)
         unpruned = self.unpruned()
-        bound = "difference" if rule == "point" else "low"
-        fitting = [
-            point
-            for point in self.rounds()[1:]
-            if point.difference is not None
-            and point.difference[bound] is not None
-            and point.difference[bound] >= -margin
-        ]
+        fitting = [point for point in self.rounds()[1:] if _is_within(point.difference or {}, margin, rule)]
         if not fitting:
             return unpruned, (
                 f"No pruned network has a validation {'AUC' if rule == 'point' else 'interval'} within {margin:g} of "
@@ -136,3 +129,11 @@ class PruningCurve:
     def from_list(cls, content: Sequence[dict[str, Any]]) -> PruningCurve:
         """Read what :meth:`to_list` returned."""
         return cls([CurvePoint(**point) for point in content])
+
+
+def _is_within(difference: Mapping[str, Any], margin: float, rule: str) -> bool:
+    value = difference.get("difference" if rule == "point" else "low")
+    if value is None:
+        return False
+    # non-inferiority is shown above the margin, not at it
+    return bool(value >= -margin if rule == "point" else value > -margin)

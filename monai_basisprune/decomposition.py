@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from .activation import activation_factors
+from .channel_slices import kept_channels, lost_parameters
 from .errors import LayerSelectionError
 from .layers import DecomposedLayer, decompose_layer
 from .selection import decomposable_layers, is_lazy, select_layers, skip_reasons
@@ -50,8 +53,9 @@ def decompose(
     basis: str = "weight",
     target_modules: Sequence[str] | str | None = None,
     exclude_modules: Sequence[str] | str | None = None,
+    data: Iterable[Any] | None = None,
 ) -> nn.Module:
-    """Replace every convolution by orthonormal basis filters and a :class:`~monai_basisprune.BasisScalingConv`.
+    """Replace every convolution by basis filters and a :class:`~monai_basisprune.BasisScalingConv`.
 
     The result equals the network to rounding (a relative error of some 1e-6). Layers that cannot be decomposed are
     left alone; :func:`layer_status` says why. Linear layers, as in a transformer, are decomposed where
@@ -59,12 +63,20 @@ def decompose(
 
     Args:
         network: any network with 1D, 2D or 3D convolutions, or linear layers; it is left as it is.
-        basis: where the bases come from: ``"weight"``, the singular value decomposition of the weights.
+        basis: where the bases come from: ``"weight"``, the singular value decomposition of the weights, which gives
+            orthonormal filters; or ``"activation"``, the principal directions of what each layer puts out over the
+            images of ``data``: the filters with which few bases keep these outputs best. With few images the weights
+            have a say in it: they count for as many images as the layer has bases. These filters are not orthonormal,
+            the columns of the scaling are. The bias of a layer takes the mean of each basis that is removed later,
+            until the network is saved and loaded again; a layer without one has none to give, as its bases carry it.
         target_modules: which layers to decompose; by default all convolutions that can be. A list of dotted names,
             where a name also stands for every layer inside that module and for every layer whose name ends with it
             (``"conv1"`` for ``"layer1.0.conv1"``), or one regular expression that matches whole names. The last
             linear layer, the head, stays whole unless a list names it in full.
         exclude_modules: which of them to leave alone, given in the same way.
+        data: for ``"activation"``, a loader of some 100 unlabeled images or more, whose batches are tensors,
+            dictionaries with the key ``"image"``, or pairs of which the images come first. It is read once, and what is
+            kept in memory does not depend on the number of images.
 
     Returns:
         a new network. Bases and ``U · S`` are frozen, the scaling factors require a gradient.
@@ -72,7 +84,9 @@ def decompose(
     Raises:
         LayerSelectionError: if nothing is left to decompose, or a weight holds NaN or infinite values; all problems
             are listed.
-        ValueError: if ``basis`` is unknown.
+        ActivationError: if there are too few images for a layer, an image is NaN, or images do not reach a layer; all
+            problems are listed.
+        ValueError: if ``basis`` is unknown, or ``data`` is missing or not of use.
 
     Example:
         >>> from monai.networks.nets import DenseNet121
@@ -82,8 +96,14 @@ def decompose(
         >>> torch.allclose(decomposed(x), network(x), atol=1e-4)
         True
     """
-    if basis != "weight":
-        raise ValueError(f"basis must be 'weight', got {basis!r}.")
+    if basis not in ("weight", "activation"):
+        raise ValueError(f"basis must be 'weight' or 'activation', got {basis!r}.")
+    if (data is not None) != (basis == "activation"):
+        found = "no data" if data is None else "data"
+        raise ValueError(
+            f"basis={basis!r} was asked for with {found}: 'activation' needs a loader of unlabeled images, 'weight' "
+            f"reads none."
+        )
     chosen = select_layers(network, target_modules, exclude_modules)
     broken = [name for name, layer in chosen.items() if not bool(torch.isfinite(layer.weight).all())]  # type: ignore[arg-type]
     if broken:
@@ -91,7 +111,10 @@ def decompose(
         raise LayerSelectionError(f"{type(network).__name__} cannot be decomposed; load sound weights first:\n{lines}")
     # the largest first, as long as there is little beside it: what one layer needs meanwhile is several times its size
     falling = sorted(chosen.values(), key=lambda layer: -layer.weight.numel())  # type: ignore[operator]
-    return replace_modules(network, {layer: decompose_layer(layer) for layer in falling})
+    if data is None:
+        return replace_modules(network, {layer: decompose_layer(layer) for layer in falling})
+    factors = activation_factors(network, chosen, data)
+    return replace_modules(network, {layer: decompose_layer(layer, factors[name]) for name, layer in chosen.items()})
 
 
 def layer_status(network: nn.Module) -> list[LayerStatus]:
@@ -112,6 +135,7 @@ def layer_status(network: nn.Module) -> list[LayerStatus]:
         else:
             kind, rank, max_rank = type(module).__name__, None, None
             now = before = sum(p.numel() for p in module.parameters() if not is_lazy(p))
+            before += lost_parameters(module) if kept_channels(module) else 0
             skipped = reasons.get(name, _NOT_SELECTED[isinstance(module, nn.Linear)])
         status.append(LayerStatus(name, kind, rank, max_rank, now, before, skipped))
     return status

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "ActivationError",
     "BasisPruneError",
     "BudgetError",
     "CohortError",
@@ -46,6 +47,10 @@ class ExportError(BasisPruneError, ValueError):
 
 class InflationError(BasisPruneError, ValueError):
     """The weights of a network cannot be inflated into another; the message lists every difference."""
+
+
+class ActivationError(BasisPruneError, ValueError):
+    """Unlabeled images do not give what was asked for of the layers of a network; the message lists every problem."""
 
 
 class CohortError(BasisPruneError, ValueError):

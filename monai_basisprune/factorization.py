@@ -1,13 +1,15 @@
-"""Pure tensor maths: a convolution weight as orthonormal basis filters and the matrix that recombines them."""
+"""Pure tensor maths: a convolution weight as basis filters and the matrix that recombines them."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Factors", "break_even_rank", "factorize", "reconstruct"]
+__all__ = ["Factors", "break_even_rank", "factorize", "factorize_by_outputs", "kept_bases_problem", "reconstruct"]
 
 # Below this ratio of the smallest to the largest singular value, the Gram matrix no longer gives rows of Vᵀ that are
 # orthogonal to float32 precision (their error grows with the square of the inverse ratio), so a QR step is taken.
@@ -19,23 +21,26 @@ class Factors:
     """A convolution weight in two factors.
 
     Attributes:
-        basis: orthonormal filters, shape ``(groups * rank, in_channels / groups, *kernel_size)``; within each group
-            sorted by falling singular value.
-        scaling: ``U · S`` of the decomposition, shape ``(out_channels, rank, 1, ...)``; the column norms are the
-            singular values.
+        basis: filters, shape ``(groups * rank, in_channels / groups, *kernel_size)``; within each group sorted by
+            falling singular value, or by the energy that they carry over images.
+        scaling: shape ``(out_channels, rank, 1, ...)``.
+        means: the mean of what each filter puts out over images, shape ``(groups * rank,)``; None where the layer
+            has no bias to take it, or the factors come from the weight alone.
     """
 
     basis: torch.Tensor
     scaling: torch.Tensor
+    means: torch.Tensor | None = None
 
 
 def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
     """Decompose a convolution weight into orthonormal basis filters by singular value decomposition.
 
     For each group, the weight as a matrix ``W`` of shape ``(out_channels / groups, in_channels / groups * prod(k))``
-    equals ``(U S) Vᵀ``; the rows of ``Vᵀ`` are the basis filters (Wong et al., arXiv 2108.02893, section 3). The
-    computation runs in float64 through the Gram matrix of the short side, so that no square matrix of the long side
-    is ever allocated, and has a sign convention: it gives the same bits whenever it is repeated on one machine.
+    equals ``(U S) Vᵀ``; the rows of ``Vᵀ`` are the basis filters (Wong et al., arXiv 2108.02893, section 3), and the
+    column norms of the scaling ``U S`` are the singular values. The computation runs in float64 through the Gram
+    matrix of the short side, so that no square matrix of the long side is ever allocated, and has a sign convention: it
+    gives the same bits whenever it is repeated on one machine.
 
     Args:
         weight: shape ``(out_channels, in_channels / groups, *kernel_size)``, a floating-point type.
@@ -53,6 +58,54 @@ def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
         >>> factors.basis.shape, factors.scaling.shape
         (torch.Size([8, 4, 3, 3]), torch.Size([8, 8, 1, 1]))
     """
+    matrix = _as_matrix(weight, groups)
+    scaling, basis = _economy_svd(matrix)
+    return _factors(scaling, basis, weight)
+
+
+def factorize_by_outputs(
+    weight: torch.Tensor, moment: torch.Tensor, mean: torch.Tensor | None = None, groups: int = 1
+) -> Factors:
+    """Decompose a convolution weight so that few bases reproduce its outputs over images as well as possible.
+
+    For the outputs ``Y = W X``, the ``r`` eigenvectors ``P`` of ``E[Y Yᵀ]`` with the largest eigenvalues give the
+    approximation ``P (Pᵀ W) X`` with the smallest mean squared error of all with rank ``r``, and that error is the sum
+    of the other eigenvalues (Eckart-Young). The basis filters are ``Pᵀ W`` and the scaling is ``P``: here the columns
+    of the scaling are orthonormal, and the filters are not. The same holds for the covariance where the bias takes the
+    mean of what is removed.
+
+    Args:
+        weight: shape ``(out_channels, in_channels / groups, *kernel_size)``, a floating-point type.
+        moment: second moment ``E[Y Yᵀ]`` of the outputs without the bias in each group, or their covariance, or an
+            estimate of one of these; shape ``(groups, out_channels / groups, out_channels / groups)``.
+        mean: their mean ``E[Y]``, shape ``(groups, out_channels / groups)``, where the bias is to take it.
+        groups: the number of groups of the convolution.
+
+    Returns:
+        the factors at full rank, in the type and on the device of ``weight``; equal to it to rounding, however few the
+        images were.
+
+    Raises:
+        ValueError: as :func:`factorize`.
+
+    Example:
+        >>> factors = factorize_by_outputs(torch.randn(8, 4, 3, 3), torch.eye(8).unsqueeze(0))
+        >>> factors.basis.shape, factors.scaling.shape
+        (torch.Size([8, 4, 3, 3]), torch.Size([8, 8, 1, 1]))
+    """
+    matrix = _as_matrix(weight, groups)
+    moment = moment.detach().to("cpu", torch.float64)
+    if matrix.shape[1] > matrix.shape[2]:
+        # the outputs lie in the range of W: eigenvectors outside it would leave a part of W without a basis
+        span = torch.linalg.qr(matrix).Q
+        scaling = span @ torch.linalg.eigh(span.transpose(1, 2) @ moment @ span).eigenvectors.flip(-1)
+    else:
+        scaling = torch.linalg.eigh(moment).eigenvectors.flip(-1)
+    return _factors(scaling, scaling.transpose(1, 2) @ matrix, weight, mean)
+
+
+def _as_matrix(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Return a weight as one matrix for each group, in float64 on the host."""
     if weight.ndim < 2 or not weight.is_floating_point():
         raise ValueError(
             f"factorize needs a floating-point weight of shape (out_channels, in_channels / groups, *kernel_size), "
@@ -62,18 +115,25 @@ def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
         raise ValueError(f"groups must divide the {weight.shape[0]} output channels, got groups={groups}.")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("factorize needs finite values, the weight holds NaN or infinite ones.")
-    device = weight.device
     # float64 does not exist on every accelerator, the host always has it
-    matrix = weight.detach().to("cpu", torch.float64).reshape(groups, weight.shape[0] // groups, -1)
-    scaling, basis = _economy_svd(matrix)
+    return weight.detach().to("cpu", torch.float64).reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _factors(
+    scaling: torch.Tensor, basis: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor | None = None
+) -> Factors:
+    """Return matrices of shape (groups, m, r) and (groups, r, n) as the weights of two layers, with a sign of ours."""
     sign = torch.gather(scaling, 1, scaling.abs().argmax(dim=1, keepdim=True)).sign()
     sign[sign == 0] = 1.0
     scaling, basis = scaling * sign, basis.mul_(sign.transpose(1, 2))
-    rank = basis.shape[1]
+    groups, rank = basis.shape[:2]
     kernel_ones = [1] * (weight.ndim - 2)
     return Factors(
-        basis=basis.to(device, weight.dtype).reshape(groups * rank, *weight.shape[1:]).contiguous(),
-        scaling=scaling.to(device, weight.dtype).reshape(weight.shape[0], rank, *kernel_ones).contiguous(),
+        basis=basis.to(weight).reshape(groups * rank, *weight.shape[1:]).contiguous(),
+        scaling=scaling.to(weight).reshape(weight.shape[0], rank, *kernel_ones).contiguous(),
+        means=None
+        if mean is None
+        else (scaling.transpose(1, 2) @ mean.to(scaling).unsqueeze(-1)).reshape(-1).to(weight),
     )
 
 
@@ -131,3 +191,17 @@ def break_even_rank(out_channels: int, in_channels: int, kernel_size: tuple[int,
     """
     rows, columns = out_channels // groups, in_channels // groups * math.prod(kernel_size)
     return groups * ((rows * columns - 1) // (rows + columns))
+
+
+def kept_bases_problem(kept: Sequence[int], max_rank: int, groups: int) -> str | None:
+    """Return what keeps a list of bases from being what is left of a layer, or None."""
+    if not kept:
+        return "keeps no basis"
+    if max(kept) >= max_rank:
+        return f"keeps basis {max(kept)}, there are {max_rank}"
+    if list(kept) != sorted(set(kept)):
+        return f"its bases {list(kept)} are not in rising order"
+    counts = Counter(basis // (max_rank // groups) for basis in kept)
+    if len(counts) != groups or len(set(counts.values())) != 1:
+        return f"its {groups} groups keep different numbers of bases in {list(kept)}"
+    return None

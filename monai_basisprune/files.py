@@ -130,5 +130,6 @@ def archive_problem(file: str | os.PathLike[str] | BinaryIO) -> str | None:
                 return "it holds two parts of one name"
             broken = archive.testzip()
     except Exception as error:  # the reader raises many types for a damaged file
-        return f"it is damaged, or no archive: {type(error).__name__}, {error}"
+        reason = error.strerror if isinstance(error, OSError) else error  # without the folder that the file lies in
+        return f"it is damaged, or no archive: {type(error).__name__}, {reason}"
     return None if broken is None else f"it is damaged: the check sum of {broken!a} is wrong"

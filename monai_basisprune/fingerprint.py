@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from .channel_slices import kept_channels, original_groups, original_shapes
 from .layers import SUPPORTED_LAYERS, DecomposedLayer
 
 __all__ = ["LAYER_SETTINGS", "architecture_of", "module_differences", "module_settings", "shape_differences"]
@@ -35,20 +36,20 @@ _EQUIVALENT: dict[str, dict[str, Any]] = {"MemoryEfficientSwish": {"type": "Swis
 
 
 def architecture_of(network: nn.Module) -> dict[str, list[int]]:
-    """Return the shapes of the state dict that the network had before it was decomposed."""
+    """Return the shapes of the state dict that the network had before it was decomposed and lost channels."""
     # a module that has two names stands twice in the state dict
-    named = network.named_modules(remove_duplicate=False)
-    decomposed = {name: m for name, m in named if isinstance(m, DecomposedLayer)}
+    named = dict(network.named_modules(remove_duplicate=False))
+    decomposed = {name: m for name, m in named.items() if isinstance(m, DecomposedLayer)}
     inside = tuple(f"{name}." if name else "" for name in decomposed)
     shapes = {
         key: list(tensor.shape)
         for key, tensor in network.state_dict().items()
         if not (inside and key.startswith(inside))
     }
-    for layer, prefix in zip(decomposed.values(), inside, strict=True):
-        shapes[f"{prefix}weight"] = [layer.out_channels, *layer.basis.weight.shape[1:]]
-        if layer.scaling.bias is not None:
-            shapes[f"{prefix}bias"] = [layer.out_channels]
+    for name, module in named.items():
+        if name in decomposed or kept_channels(module):
+            prefix = f"{name}." if name else ""
+            shapes.update({f"{prefix}{key}": shape for key, shape in original_shapes(module).items()})
     return shapes
 
 
@@ -70,6 +71,8 @@ def module_settings(network: nn.Module) -> dict[str, dict[str, Any]]:
             names = LAYER_SETTINGS
         # as they are stored: a property could run anything
         values = {key: _as_json(vars(layer)[key], key) for key in names if key in vars(layer)}
+        if "groups" in values:
+            values["groups"] = original_groups(module)
         found = {key: value for key, value in values.items() if value is not None}
         if not getattr(layer, "transposed", False):
             found.pop("output_padding", None)

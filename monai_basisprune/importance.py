@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from .activation import output_moments, raise_problems
 from .decomposition import decomposed_layers
 
-__all__ = ["NORMALIZATIONS", "ScalingImportance", "SingularValueImportance", "TaylorImportance"]
+__all__ = ["NORMALIZATIONS", "ActivationImportance", "ScalingImportance", "SingularValueImportance", "TaylorImportance"]
 
 NORMALIZATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda scores: scores,
@@ -43,7 +44,8 @@ class SingularValueImportance(_Importance):
     """The singular value of each basis: how much of the pretrained weight it carries (needs no data).
 
     Computed as the product of the norms of both halves, so it equals the singular value as long as the basis filters
-    are orthonormal. The scaling factors are left out: see :class:`ScalingImportance`.
+    are orthonormal; for bases from activations it is how much the weight amplifies in their direction. The scaling
+    factors are left out: see :class:`ScalingImportance`.
 
     Args:
         network: a decomposed network.
@@ -63,6 +65,56 @@ class SingularValueImportance(_Importance):
             )
             rows = layer.basis.weight.detach().cpu().double().reshape(layer.rank(), -1)
             scores[name] = weight.norm(dim=1).reshape(-1) * rows.norm(dim=1)
+        return scores
+
+
+class ActivationImportance(_Importance):
+    """The energy of each basis: the mean square that the layer's outputs over images lose when it is removed.
+
+    Exact for one layer by itself, for both kinds of bases, whose columns of the scaling are orthogonal: for those of
+    ``decompose(network, basis="activation")`` it is the eigenvalue, times the square of the scaling factor. Where the
+    bias of the layer takes the mean of a basis that is removed, only the variance counts.
+
+    Args:
+        network: a decomposed network.
+        data: unlabeled images, as for :func:`~monai_basisprune.decompose`; read at each call of ``scores()``.
+        normalization: ``"l2"`` (default), ``"none"``, ``"mean"`` or ``"max"`` of the layer. The scale of what a layer
+            puts out says nothing about its weight in the result where a norm follows, so it is taken out.
+
+    Raises:
+        ActivationError: if images or layers do not allow it, from ``scores()``; all problems are listed.
+
+    Example:
+        >>> from monai_basisprune import decompose
+        >>> images = [torch.rand(4, 3, 8, 8)]
+        >>> network = decompose(nn.Conv2d(3, 4, 3), basis="activation", data=images)
+        >>> ActivationImportance(network, images).scores()[""].shape
+        torch.Size([4])
+    """
+
+    def __init__(self, network: nn.Module, data: Iterable[Any], normalization: str = "l2") -> None:
+        super().__init__(network, normalization)
+        self.data = data
+
+    def _raw_scores(self) -> dict[str, torch.Tensor]:
+        layers = dict(decomposed_layers(self.network))
+        problems: list[str] = []
+        moments = output_moments(self.network, {name: m.basis for name, m in layers.items()}, self.data, problems)
+        scores = {}
+        for name, layer in layers.items():
+            if moments[name].samples == 0:
+                problems.append(f"{name}: no image reaches it")
+                continue
+            if not moments[name].is_finite():
+                problems.append(f"{name}: its outputs are NaN or infinite")
+                continue
+            energy = moments[name].second_moment().diagonal(dim1=1, dim2=2)
+            if layer.means is not None:
+                energy = (energy - moments[name].mean().square()).clamp_min(0)
+            weight = layer.scaling.folded_weight().detach().cpu().double()
+            columns = weight.reshape(layer.groups, -1, layer.rank() // layer.groups).square().sum(dim=1)
+            scores[name] = (energy * columns).reshape(-1)
+        raise_problems(f"{type(self.network).__name__} cannot be scored by its activations", problems)
         return scores
 
 

@@ -12,13 +12,16 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .decomposition import replace_modules
 from .errors import InflationError
+from .fingerprint import BLOCK_SETTINGS, LAYER_SETTINGS
 from .layers import SUPPORTED_CONVOLUTIONS, DecomposedLayer
-from .persistence import make_network
+from .network_def import make_network
 
 __all__ = ["inflate"]
 
 _PADDINGS = (nn.Identity, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 _DIMENSIONS = re.compile(r"[123]d$")
+_SETTINGS = {*LAYER_SETTINGS, *BLOCK_SETTINGS}
+_PLAIN = (bool, int, float, str, tuple)
 
 
 def inflate(
@@ -87,7 +90,7 @@ def _unusable(network: nn.Module, argument: str) -> list[str]:
 
 
 def _differing_modules(network: nn.Module, target: nn.Module, axis: int) -> list[str]:
-    """Return what state dicts do not tell: other types of layers, other strides, paddings and dilations."""
+    """Return what state dicts do not tell: other types of layers, and other settings such as strides and paddings."""
     problems = []
     theirs = dict(network.named_modules(remove_duplicate=False))
     for name, module in target.named_modules(remove_duplicate=False):
@@ -97,15 +100,22 @@ def _differing_modules(network: nn.Module, target: nn.Module, axis: int) -> list
         kinds = [_DIMENSIONS.sub("", type(value).__name__) for value in (other, module)]
         if kinds[0] != kinds[1]:
             problems.append(f"{name}: is a {type(other).__name__}, network_def has a {type(module).__name__}")
-        elif isinstance(module, SUPPORTED_CONVOLUTIONS):
-            for key in ("stride", "padding", "dilation", "groups", "padding_mode"):
-                found, wanted = getattr(other, key), getattr(module, key)
-                if isinstance(wanted, tuple) and len(wanted) == len(found) + 1:
-                    place = axis % len(wanted)
-                    wanted = wanted[:place] + wanted[place + 1 :]
-                if found != wanted:
-                    problems.append(f"{name}: {key} {found}, network_def has {wanted} in the same dimensions")
+            continue
+        for key in sorted(_SETTINGS & vars(other).keys() & vars(module).keys()):
+            found, wanted = vars(other)[key], vars(module)[key]
+            if isinstance(found, tuple) and isinstance(wanted, tuple) and len(wanted) == len(found) + 1:
+                place = axis % len(wanted)
+                wanted = wanted[:place] + wanted[place + 1 :]
+            if isinstance(found, _PLAIN) and isinstance(wanted, _PLAIN) and _same(found) != _same(wanted):
+                problems.append(f"{name}: {key} {found}, network_def has {wanted} in the same dimensions")
     return problems
+
+
+def _same(setting: Any) -> Any:
+    """Return a setting as it is written in any number of dimensions."""
+    if isinstance(setting, tuple) and len(set(setting)) == 1:
+        setting = setting[0]
+    return "linear" if setting in ("linear", "bilinear", "trilinear") else setting
 
 
 def _fill(values: dict[str, torch.Tensor], network: nn.Module, target: nn.Module, axis: int) -> list[str]:

@@ -1,9 +1,8 @@
-"""The two layers that stand for one convolution or linear layer: its orthonormal basis filters and their scaling."""
+"""The two layers that stand for one convolution or linear layer: its basis filters and their scaling."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +13,7 @@ from .basis_scaling import BasisScalingConv
 from .factorization import Factors, factorize, reconstruct
 from .forward import memory_format
 
-__all__ = [
-    "SUPPORTED_CONVOLUTIONS",
-    "SUPPORTED_LAYERS",
-    "DecomposedConv",
-    "DecomposedLayer",
-    "DecomposedLinear",
-]
+__all__ = ["SUPPORTED_CONVOLUTIONS", "SUPPORTED_LAYERS", "DecomposedConv", "DecomposedLayer", "DecomposedLinear"]
 
 SUPPORTED_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layer types that are decomposed by default."""
@@ -28,27 +21,12 @@ SUPPORTED_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.
 SUPPORTED_LAYERS: tuple[type[nn.Module], ...] = (*SUPPORTED_CONVOLUTIONS, nn.Linear)
 """All layer types that can be decomposed: linear layers only where they are asked for."""
 
-
-def kept_bases_problem(kept: Sequence[int], max_rank: int, groups: int) -> str | None:
-    """Return what keeps a list of bases from being what is left of a layer, or None."""
-    if not kept:
-        return "keeps no basis"
-    if max(kept) >= max_rank:
-        return f"keeps basis {max(kept)}, there are {max_rank}"
-    if list(kept) != sorted(set(kept)):
-        return f"its bases {list(kept)} are not in rising order"
-    counts = Counter(basis // (max_rank // groups) for basis in kept)
-    if len(counts) != groups or len(set(counts.values())) != 1:
-        return f"its {groups} groups keep different numbers of bases in {list(kept)}"
-    return None
-
-
 Slicer = Callable[[torch.Tensor], torch.Tensor]
 """Takes the part that is kept of any tensor with the shape of one parameter."""
 
 
 class DecomposedLayer(nn.Module):
-    """A layer in two steps: ``basis`` (orthonormal filters, frozen) and ``scaling`` (back to its channels).
+    """A layer in two steps: ``basis`` (filters, frozen) and ``scaling`` (back to its channels).
 
     Inputs and outputs have the shape of the layer that it replaces, whatever its rank is. What the subclasses
     differ in is the kind of layer that they replace.
@@ -63,7 +41,10 @@ class DecomposedLayer(nn.Module):
         scaling: a :class:`BasisScalingConv`.
         kept_bases: which of the bases of the full decomposition are left, in the order in which they are stored.
         max_rank: the number of bases of the full decomposition.
-        original_parameters: number of parameters of the layer that was replaced.
+        original_parameters: number of parameters of the layer that was replaced, whatever channels were removed since.
+        means: for each basis of the full decomposition the mean of what it puts out over images, which the bias takes
+            when it is removed; None where the bases come from the weight or there is no bias. It is no part of the
+            state dict: it belongs to the network as it was decomposed.
     """
 
     def __init__(self, layer: nn.Module, factors: Factors | None = None, rank: int | None = None) -> None:
@@ -96,6 +77,8 @@ class DecomposedLayer(nn.Module):
             values = factors.basis.to(device, dtype)
             self.scaling.weight = nn.Parameter(factors.scaling.to(device, dtype), requires_grad=False)
             nn.init.ones_(self.scaling.scaling_factors)
+        means = None if factors is None or factors.means is None else factors.means.to(device, dtype)
+        self.register_buffer("means", means, persistent=False)
         self.basis.weight = nn.Parameter(values.contiguous(memory_format=memory_format(weight)), requires_grad=False)
         if self.scaling.bias is not None and bias is not None:
             self.scaling.bias.data.copy_(bias.detach())
@@ -106,6 +89,7 @@ class DecomposedLayer(nn.Module):
         in_channels: int
         out_channels: int
         groups: int
+        means: torch.Tensor | None
         kernel_size: tuple[int, ...]
         basis: Any
 
@@ -140,18 +124,18 @@ class DecomposedLayer(nn.Module):
         """Return the number of weights that one basis costs, in both halves of the layer together."""
         return int(self.basis.weight[0].numel()) + self.out_channels // self.groups
 
-    def original_weights(self) -> int:
-        """Return the number of weights, bias left out, of the layer that was replaced."""
+    def whole_weights(self) -> int:
+        """Return the number of weights, bias left out, of one layer in the place of the two, with the same channels."""
         return self.out_channels * int(self.basis.weight[0].numel())
 
     def splits(self) -> bool:
         """Return whether two layers hold fewer weights than the one that they replace."""
-        return self.rank() * self.basis_size() < self.original_weights()
+        return self.rank() * self.basis_size() < self.whole_weights()
 
     def recomposed_parameters(self) -> int:
         """Return the number of parameters after recomposition, in the smaller of its two forms."""
         bias = 0 if self.scaling.bias is None else self.out_channels
-        return min(self.rank() * self.basis_size(), self.original_weights()) + bias
+        return min(self.rank() * self.basis_size(), self.whole_weights()) + bias
 
     def to_plain(self, split: bool | None = None) -> nn.Module:
         """Return ordinary layers that give the same output.
@@ -182,7 +166,7 @@ class DecomposedLayer(nn.Module):
         return plain.train(self.training)
 
     def keep_bases_(self, keep: list[int], replaced: Callable[[nn.Parameter, nn.Parameter, Slicer], None]) -> None:
-        """Remove all bases but some, in place.
+        """Remove all bases but some, in place; the bias takes the mean of those that go, where it is known.
 
         The parameters are replaced by new ones: to shrink a parameter in place would break the next backward pass,
         whose graph holds the old shape.
@@ -205,6 +189,7 @@ class DecomposedLayer(nn.Module):
             chosen = grouped.gather(2, column.to(tensor.device).expand(-1, grouped.shape[1], -1))
             return chosen.reshape(tensor.shape[0], -1, *tensor.shape[2:])
 
+        self._take_means(keep)
         for owner, name, slicer in (
             (self.basis, "weight", slice_rows),
             (self.scaling, "weight", slice_columns),
@@ -219,13 +204,23 @@ class DecomposedLayer(nn.Module):
         self.tell_rank(len(keep))
         self.kept_bases = [self.kept_bases[position] for position in keep]
 
+    def _take_means(self, keep: list[int]) -> None:
+        """Add to the bias what the bases that are not kept put out on average."""
+        if self.means is not None and self.scaling.bias is not None:
+            means = self.means.to("cpu", torch.float64)[self.kept_bases]
+            means[keep] = 0.0
+            means = means.reshape(self.groups, -1, 1)
+            weight = self.scaling.folded_weight().detach().to("cpu", torch.float64)
+            removed = weight.reshape(self.groups, -1, means.shape[1]) @ means
+            self.scaling.bias.data += removed.reshape(-1).to(self.scaling.bias)
+
     def tell_rank(self, rank: int) -> None:
         """Note the number of bases where the two halves tell it; the tensors are the caller's matter."""
         self.basis.out_channels = self.scaling.in_channels = rank
 
 
 class DecomposedConv(DecomposedLayer):
-    """A convolution as orthonormal basis filters and their scaling; see :class:`DecomposedLayer`."""
+    """A convolution as basis filters and their scaling; see :class:`DecomposedLayer`."""
 
     def _take_geometry(self, layer: nn.Module) -> None:
         conv: nn.Conv2d = layer  # type: ignore[assignment]  # any of the supported types has these attributes
@@ -252,7 +247,7 @@ class DecomposedConv(DecomposedLayer):
 
 
 class DecomposedLinear(DecomposedLayer):
-    """A linear layer as orthonormal basis vectors and their scaling; see :class:`DecomposedLayer`.
+    """A linear layer as basis vectors and their scaling; see :class:`DecomposedLayer`.
 
     Its features come last: ``(..., in_channels)`` to ``(..., out_channels)``.
     """
@@ -276,13 +271,16 @@ class DecomposedLinear(DecomposedLayer):
         self.basis.out_features = self.scaling.in_channels = rank
 
 
-def decompose_layer(layer: nn.Module) -> DecomposedLayer:
+def decompose_layer(layer: nn.Module, factors: Factors | None = None) -> DecomposedLayer:
     """Decompose one layer at full rank; equal to it to rounding.
 
     Args:
         layer: one of :data:`SUPPORTED_LAYERS`; it is left as it is.
+        factors: its weight in two factors; by default the singular value decomposition.
     """
-    return _decomposed_type(layer)(layer, factorize(layer.weight, getattr(layer, "groups", 1)))  # type: ignore[arg-type]
+    if factors is None:
+        factors = factorize(layer.weight, getattr(layer, "groups", 1))  # type: ignore[arg-type]
+    return _decomposed_type(layer)(layer, factors)
 
 
 def new_decomposed(layer: nn.Module, rank: int) -> DecomposedLayer:

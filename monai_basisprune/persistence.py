@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
+from .channel_slices import keep_channels_, kept_channels_problem
 from .decomposition import replace_modules
 from .errors import BasisPruneError, PlanMismatchError
+from .factorization import kept_bases_problem
 from .files import archive_problem, move_into_place, sha256_of, write_atomically
 from .fingerprint import architecture_of, module_differences, module_settings, shape_differences
-from .layers import SUPPORTED_LAYERS, kept_bases_problem, new_decomposed
+from .layers import SUPPORTED_LAYERS, new_decomposed
+from .network_def import make_network
 from .plan import PruningPlan
 from .selection import skip_reasons
 
-__all__ = ["build_pruned", "load_pruned", "make_network", "plan_path", "save_pruned"]
+__all__ = ["build_pruned", "load_pruned", "plan_path", "save_pruned"]
 
 
 def build_pruned(
@@ -73,13 +75,34 @@ def build_pruned(
                 problems.append(f"{name}: {problem}")
             new.kept_bases = list(layer.kept_bases)
             pruned[modules[name]] = new
+    network = replace_modules(network, pruned)
+    now = dict(network.named_modules())
+    problems += _keep_channels_({name: now[name] for name in modules if name in now}, plan)
     if problems:
         lines = "\n".join(f"  - {line}" for line in problems)
         raise PlanMismatchError(
             f"The plan does not belong to this {type(network).__name__}; build the network with the arguments that it "
             f"had when it was pruned:\n{lines}"
         )
-    return replace_modules(network, pruned)
+    return network
+
+
+def _keep_channels_(modules: Mapping[str, nn.Module], plan: PruningPlan) -> list[str]:
+    """Remove the channels that a plan does not keep from the modules of a network, and return what is wrong with it."""
+    problems = []
+    for name, channels in plan.channels.items():
+        for side, kept in (("in", channels.kept_inputs), ("out", channels.kept_outputs)):
+            if kept is None:
+                continue
+            if name not in modules:
+                problems.append(f"{name}: the network has no such module")
+                continue
+            problem = kept_channels_problem(modules[name], side, kept)
+            if problem is not None:
+                problems.append(f"{name}: {problem}")
+            else:
+                keep_channels_(modules[name], side, kept)
+    return problems
 
 
 def save_pruned(network: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -255,26 +278,3 @@ def _value_problems(network: nn.Module, state: Mapping[str, torch.Tensor]) -> li
         elif name in parameters and bool(tensor.isinf().any()):  # a buffer may, such as the mask of attention
             problems.append(f"{name}: holds infinite values")
     return problems
-
-
-def make_network(network_def: nn.Module | Callable[[], nn.Module] | Mapping[str, Any]) -> nn.Module:
-    """Return the network that a ``network_def`` stands for.
-
-    Args:
-        network_def: the network itself; or a function or a bundle component (a dictionary with ``_target_``) that
-            makes it.
-
-    Raises:
-        TypeError: if it stands for something else.
-    """
-    network: Any = network_def
-    if isinstance(network_def, Mapping):
-        network = ConfigParser({"network_def": dict(network_def)}).get_parsed_content("network_def")
-    elif not isinstance(network_def, nn.Module) and callable(network_def):
-        network = network_def()
-    if not isinstance(network, nn.Module):
-        raise TypeError(
-            f"network_def must be a torch.nn.Module, or a function or a dictionary with _target_ that makes one; "
-            f"got {type(network).__name__}."
-        )
-    return network

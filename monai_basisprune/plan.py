@@ -6,7 +6,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from jsonschema.validators import extend
 from torch import nn
 
 from ._version import __version__
+from .channel_slices import cut_modules, kept_channels
 from .decomposition import decomposed_layers
 from .errors import PlanMismatchError
 from .files import write_atomically
 from .fingerprint import BLOCK_SETTINGS, LAYER_SETTINGS, architecture_of, module_settings
 
-__all__ = ["LayerPlan", "PruningPlan"]
+__all__ = ["ChannelPlan", "LayerPlan", "PruningPlan"]
 
 _FORMAT, _FORMAT_VERSION = "monai_basisprune.plan", 2
 # far more than the plan of any network, and little enough to be read within seconds
@@ -35,11 +36,22 @@ _SETTING = {
         {"type": "array", "items": {"anyOf": [{"type": "null"}, _NUMBER]}, "maxItems": 16},
     ]
 }
-_NAMES = {"maxLength": 1000}
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # control characters could speak to a terminal, from an error message
+_NAMES = {"maxLength": 1000, "pattern": _PRINTABLE}
+_KEPT = {"type": "array", "items": _SIZE, "minItems": 1, "maxItems": 65536}
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["format", "format_version", "package_version", "architecture", "modules", "weights_sha256", "layers"],
+    "required": [
+        "format",
+        "format_version",
+        "package_version",
+        "architecture",
+        "modules",
+        "weights_sha256",
+        "layers",
+        "channels",
+    ],
     "properties": {
         "format": {"const": _FORMAT},
         "format_version": {"const": _FORMAT_VERSION},
@@ -58,7 +70,7 @@ _SCHEMA: dict[str, Any] = {
                 "additionalProperties": False,
                 "required": ["type"],
                 "properties": {
-                    "type": {"type": "string", "maxLength": 100},
+                    "type": {"type": "string", "maxLength": 100, "pattern": _PRINTABLE},
                     **dict.fromkeys((*LAYER_SETTINGS, *BLOCK_SETTINGS), _SETTING),
                 },
             },
@@ -71,7 +83,17 @@ _SCHEMA: dict[str, Any] = {
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["kept_bases"],
-                "properties": {"kept_bases": {"type": "array", "items": _SIZE, "minItems": 1, "maxItems": 65536}},
+                "properties": {"kept_bases": _KEPT},
+            },
+        },
+        "channels": {
+            "type": "object",
+            "propertyNames": _NAMES,
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": False,
+                "minProperties": 1,
+                "properties": {"kept_inputs": _KEPT, "kept_outputs": _KEPT},
             },
         },
     },
@@ -100,6 +122,20 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class ChannelPlan:
+    """What is left of the channels of one module.
+
+    Attributes:
+        kept_inputs: which of the original inputs are left, in rising order; None where all are, and for a module that
+            hands on each channel as it is, such as a norm.
+        kept_outputs: which of the original outputs are left, in rising order; None where all are.
+    """
+
+    kept_inputs: list[int] | None = None
+    kept_outputs: list[int] | None = None
+
+
+@dataclass(frozen=True)
 class PruningPlan:
     """What was done to a network, as plain data: enough to build the pruned architecture from the original one.
 
@@ -111,6 +147,7 @@ class PruningPlan:
             module, is not in it.
         weights_sha256: SHA-256 of the weights file that belongs to the plan, or None.
         package_version: the version of monai_basisprune that wrote it.
+        channels: one :class:`ChannelPlan` for each module of which channels were removed, by dotted name.
     """
 
     layers: dict[str, LayerPlan]
@@ -118,6 +155,7 @@ class PruningPlan:
     modules: dict[str, dict[str, Any]]
     weights_sha256: str | None = None
     package_version: str = field(default=__version__)
+    channels: dict[str, ChannelPlan] = field(default_factory=dict)
 
     @classmethod
     def from_network(cls, network: nn.Module) -> PruningPlan:
@@ -127,11 +165,19 @@ class PruningPlan:
             LayerSelectionError: if it holds no decomposed layer.
         """
         layers = {name: LayerPlan(list(layer.kept_bases)) for name, layer in decomposed_layers(network)}
-        return cls(layers=layers, architecture=architecture_of(network), modules=module_settings(network))
+        cut = [(name, kept_channels(module)) for name, module in cut_modules(network)]
+        channels = {name: ChannelPlan(kept.get("in"), kept.get("out")) for name, kept in cut}
+        architecture, modules = architecture_of(network), module_settings(network)
+        return cls(layers=layers, architecture=architecture, modules=modules, channels=channels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
-        return {"format": _FORMAT, "format_version": _FORMAT_VERSION, **asdict(self)}
+        content = {"format": _FORMAT, "format_version": _FORMAT_VERSION, **asdict(self)}
+        content["channels"] = {
+            name: {side: kept for side, kept in plan.items() if kept is not None}
+            for name, plan in content["channels"].items()
+        }
+        return content
 
     @classmethod
     def from_dict(cls, content: Any) -> PruningPlan:
@@ -150,9 +196,11 @@ class PruningPlan:
         problems = [f"{_shortened(error.json_path)}: {_shortened(error.message)}" for error in errors]
         if not problems:
             problems = [
-                f"{_shortened(name)}: its kept_bases are not in rising order"
-                for name, layer in content["layers"].items()
-                if any(first >= second for first, second in zip(layer["kept_bases"], layer["kept_bases"][1:]))  # noqa: B905
+                f"{_shortened(name)}: its {key} are not in rising order"
+                for part in (content["layers"], content["channels"])
+                for name, lists in part.items()
+                for key, kept in lists.items()
+                if any(first >= second for first, second in pairwise(kept))
             ]
         if problems:
             lines = "\n".join(f"  - {line}" for line in problems[:_MAX_LINES])
@@ -163,6 +211,7 @@ class PruningPlan:
             modules=content["modules"],
             weights_sha256=content["weights_sha256"],
             package_version=content["package_version"],
+            channels={name: ChannelPlan(**lists) for name, lists in content["channels"].items()},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

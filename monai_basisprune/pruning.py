@@ -15,7 +15,16 @@ from .decomposition import decomposed_layers
 from .errors import BudgetError
 from .layers import DecomposedLayer, Slicer
 
-__all__ = ["PruneResult", "check_budget", "keep_bases_", "prune_", "select_bases"]
+__all__ = [
+    "PruneResult",
+    "check_budget",
+    "check_scores",
+    "hand_over",
+    "keep_bases_",
+    "prune_",
+    "score_slots",
+    "select_bases",
+]
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,8 @@ def _select(
     network: nn.Module, scores: Mapping[str, torch.Tensor], budget: Budget, cost: NetworkCost | None
 ) -> dict[str, list[int]]:
     layers = dict(decomposed_layers(network))
-    _check_scores(layers, scores)
-    order = {name: _slots(layers[name], scores[name]) for name in scores}
+    check_scores(layers, scores)
+    order = {name: score_slots(layers[name], scores[name]) for name in scores}
     candidates = sorted(
         (float(score), -slot / len(slot_scores), name)
         for name, (_, slot_scores) in order.items()
@@ -170,7 +179,7 @@ def keep_bases_(
 
     def replaced(old: nn.Parameter, new: nn.Parameter, slicer: Slicer) -> None:
         for one in optimizers:
-            _hand_over(one, old, new, slicer)
+            hand_over(one, old, new, slicer)
 
     for name, layer in decomposed_layers(network):
         if name in kept and len(kept[name]) < layer.rank():
@@ -206,7 +215,8 @@ def _left(network: nn.Module, cost: NetworkCost, kept: Mapping[str, Sequence[int
     )
 
 
-def _check_scores(layers: Mapping[str, DecomposedLayer], scores: Mapping[str, torch.Tensor]) -> None:
+def check_scores(layers: Mapping[str, DecomposedLayer], scores: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError with all problems if the scores are not those of the bases of some layers."""
     problems = [f"{name}: not a decomposed layer of the network" for name in scores if name not in layers]
     for name in scores.keys() & layers.keys():
         if tuple(scores[name].shape) != (layers[name].rank(),):
@@ -219,7 +229,7 @@ def _check_scores(layers: Mapping[str, DecomposedLayer], scores: Mapping[str, to
         raise ValueError("The scores do not fit the network:\n" + "\n".join(f"  - {line}" for line in sorted(problems)))
 
 
-def _slots(layer: DecomposedLayer, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def score_slots(layer: DecomposedLayer, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions of shape (groups, rank / groups) by falling score, and the mean score of each column."""
     grouped = scores.detach().cpu().double().reshape(layer.groups, -1)
     falling = grouped.sort(dim=1, descending=True, stable=True)
@@ -238,7 +248,7 @@ def _impossible(budget: Budget, cost: NetworkCost, least: float) -> str:
     )
 
 
-def _hand_over(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, slicer: Slicer) -> None:
+def hand_over(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, slicer: Slicer) -> None:
     """Put a new parameter into an optimizer in the old one's place, with the slice of its state."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .bisection import next_target
 from .budgets import Budget
 from .curve import CurvePoint, PruningCurve, check_selection
 from .errors import ConfigurationError, PlanMismatchError
@@ -18,7 +19,6 @@ __all__ = [
     "MetricSearch",
     "SearchStep",
     "check_search",
-    "next_target",
 ]
 
 SMALL_VALIDATION = ("point", "raise")
@@ -61,36 +61,6 @@ def check_search(
         raise ConfigurationError("\n".join(problems))
 
 
-def next_target(targets: Sequence[float], bisections: int, outcomes: Sequence[bool]) -> float | None:
-    """Return the ratio that a search tries next, or None where it has ended.
-
-    Coarse targets are tried in turn until one fails. Then the step between the last that was accepted (0, the unpruned
-    network, where none was) and the first that failed is halved, ``bisections`` times.
-
-    Args:
-        targets: the coarse targets, rising.
-        bisections: how often to halve the step.
-        outcomes: for each ratio that was tried, whether it was accepted.
-
-    Example:
-        >>> next_target([0.5, 0.75, 0.9], 2, [True, True, False])
-        0.825
-        >>> next_target([0.5, 0.75, 0.9], 2, [True, True, False, False])
-        0.7875
-    """
-    coarse = list(itertools.takewhile(bool, outcomes[: len(targets)]))
-    if len(coarse) == len(targets):
-        return None
-    if len(coarse) == len(outcomes):
-        return float(targets[len(coarse)])
-    low, high = ([0.0, *targets][len(coarse)], targets[len(coarse)])
-    halvings = outcomes[len(coarse) + 1 :]
-    for accepted in halvings:
-        middle = (low + high) / 2
-        low, high = (middle, high) if accepted else (low, middle)
-    return None if len(halvings) >= bisections else (low + high) / 2
-
-
 @dataclass(frozen=True)
 class SearchStep:
     """One ratio that was tried.
@@ -128,16 +98,18 @@ class MetricSearch:
     without the division). Yet the same cases chose what to test: the confirmatory figure is the one comparison on the
     test cases.
 
-    With the rule ``"point"`` the difference itself must not be below ``-margin``.
+    With the rule ``"point"`` a network is accepted if the difference itself is not below ``-margin``. Such a difference
+    wavers, so one that is below does not end the coarse targets; an interval that lies below ``-margin`` as a whole
+    does, which shows that the network is worse.
 
     Args:
         budget: a ``Budget(auc_margin=…)``.
         targets: the coarse targets, rising.
         rule: ``"interval"`` or ``"point"``.
-        bisections: how often to halve the step between the last target that was accepted and the first that failed.
+        bisections: how often to halve the step between the largest target that was accepted and the next one.
 
     Attributes:
-        outcomes: for each ratio, whether it was accepted.
+        outcomes: one of :data:`~monai_basisprune.bisection.OUTCOMES` for each ratio.
         steps: the ratios that took a round of training.
         warnings: what a reader must know before using the result.
         required_positive_patients: with which non-inferiority could be shown, where the validation cases are too few.
@@ -157,9 +129,9 @@ class MetricSearch:
             )
         self.margin = float(budget.auc_margin)
         self.targets = [float(target) for target in targets]
-        self.rule = rule
+        self.rule = self._asked_rule = rule
         self.bisections = bisections
-        self.outcomes: list[bool] = []
+        self.outcomes: list[str] = []
         self.steps: list[SearchStep] = []
         self.warnings: list[str] = []
         self.required_positive_patients: int | None = None
@@ -179,20 +151,24 @@ class MetricSearch:
         assert target is not None, "judged after the end"
         record = point.difference or {}
         difference, low = _finite(record.get("difference")), _finite(record.get("low"))
+        failing = "failed"
         if self.rule == "point":
             accepted = difference is not None and difference >= -self.margin
+            high = _finite(record.get("high"))
+            if high is None or high >= -self.margin:
+                failing = "missed"
         else:
             p_value = _finite(record.get("p_value"))
-            level = (1 - record.get("confidence", 0.95)) / 2 / (self.bisections if self._bisecting else 1)
+            level = (1 - record.get("confidence", 0.95)) / 2 / (self.bisections if self.bisecting else 1)
             accepted = low is not None and low > -self.margin and p_value is not None and p_value < level
         step = SearchStep(point.epoch, target, point.parameter_reduction, accepted, point.auc["auc"], difference, low)
         self.steps.append(step)
-        self.outcomes.append(accepted)
+        self.outcomes.append("accepted" if accepted else failing)
         return accepted
 
     def settle(self, accepted: bool) -> None:
-        """Note that :attr:`target` names the network that was last accepted, or one that failed, without a round."""
-        self.outcomes.append(accepted)
+        """Note that :attr:`target` names a network that was judged already, without a round."""
+        self.outcomes.append("accepted" if accepted else "missed" if self.rule == "point" else "failed")
 
     def demand_points_only(self, problem: SampleProblem) -> None:
         """Go on with the rule ``"point"``, because the validation cases are too few for the interval."""
@@ -261,24 +237,31 @@ class MetricSearch:
         self.required_positive_patients = state["required_positive_patients"]
 
     def _settings(self) -> dict[str, Any]:
-        return {"auc_margin": self.margin, "targets": list(self.targets), "bisections": self.bisections}
+        # the rule that was asked for: the one in use may have changed since
+        settings = {"auc_margin": self.margin, "targets": list(self.targets), "rule": self._asked_rule}
+        return {**settings, "bisections": self.bisections}
 
     @property
-    def _bisecting(self) -> bool:
-        return not all(self.outcomes)
+    def bisecting(self) -> bool:
+        """Whether the coarse targets are done."""
+        return "failed" in self.outcomes or len(self.outcomes) >= len(self.targets)
 
     def _remarks(self) -> list[str]:
         remarks = []
         if self.target is not None:
             remarks.append(f"The search was stopped before its end; next it would have tried {self.target:g}.")
-        elif all(self.outcomes):
-            remarks.append(
-                f"Every target was accepted, up to {self.targets[-1]:g}: larger targets may give a smaller network."
-            )
+        elif self.outcomes[len(self.targets) - 1 :][:1] == ["accepted"] and "failed" not in self.outcomes:
+            remarks.append(f"The largest target, {self.targets[-1]:g}, was accepted: larger ones may be possible.")
         if self.rule == "interval":
             remarks.append(
                 "The coarse targets were tested in an order fixed beforehand, each at the full level, until one failed"
                 + (f"; the level of each step after that was divided by {self.bisections}." if self.bisections else ".")
+            )
+        else:
+            remarks.append(
+                "A ratio whose AUC was too low did not end the search unless its whole interval lay below the margin, "
+                "since single AUCs waver; so the smallest of several networks was taken, and its AUC on validation "
+                "cases flatters it."
             )
         remarks.append(
             "The same validation cases judged all networks of the search: the confirmatory figure is that of the test "

@@ -12,9 +12,9 @@ from torch import nn
 
 from .decomposition import decomposed_layers
 from .errors import PlanMismatchError
-from .layers import kept_bases_problem
+from .factorization import kept_bases_problem
 
-__all__ = ["NetworkSnapshot", "restore_", "take_snapshot"]
+__all__ = ["NetworkSnapshot", "positions_of", "restore_", "take_snapshot"]
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
@@ -115,7 +115,40 @@ def restore_(network: nn.Module, optimizer: Optimizers, snapshot: NetworkSnapsho
             group.update(copy.deepcopy(saved_group["options"]))
             for parameter, state in zip(group["params"], saved_group["state"], strict=True):
                 if state is not None:
-                    one.state[parameter] = _copied(state)
+                    # a checkpoint may have been read onto another device; counts of steps stay where they are
+                    one.state[parameter] = {
+                        key: value.to(parameter.device) if isinstance(value, torch.Tensor) and value.ndim else value
+                        for key, value in (_copied(state) or {}).items()
+                    }
+
+
+def positions_of(network: nn.Module, kept_bases: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Return at which positions a network holds the bases that a checkpoint has kept, for ``keep_bases_``.
+
+    Args:
+        network: a decomposed network that was pruned less, or not at all.
+        kept_bases: for each of its decomposed layers the bases of the checkpoint.
+
+    Raises:
+        PlanMismatchError: if the network lacks a layer or a basis of the checkpoint, or the checkpoint a layer.
+    """
+    layers = dict(decomposed_layers(network))
+    positions, problems = {}, []
+    for name, bases in kept_bases.items():
+        if (
+            name not in layers
+            or not set(bases) <= set(layers[name].kept_bases)
+            or kept_bases_problem(bases, layers[name].max_rank, layers[name].groups) is not None
+        ):
+            problems.append(name)
+        else:
+            positions[name] = [layers[name].kept_bases.index(basis) for basis in bases]
+    if problems or positions.keys() != layers.keys():
+        raise PlanMismatchError(
+            f"The checkpoint keeps bases that this network does not have, in {problems or 'other layers'}: start "
+            f"from the decomposed network that the run started from."
+        )
+    return positions
 
 
 def _check(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], snapshot: NetworkSnapshot) -> None:

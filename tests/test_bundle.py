@@ -99,6 +99,7 @@ def test_every_file_is_there(prune: Run) -> None:
         "networks",
         "salt",
         "synthetic_cohort",
+        "test_predictions.json",
     }
     assert set(prune.study["files"].values()) <= there
     for path in prune.output.iterdir():

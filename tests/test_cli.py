@@ -95,6 +95,21 @@ def test_prune_hands_its_options_on(calls) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--dataset_dir", "/data/x", "a", "b"],
+        ["a", "--dataset_dir", "/data/x", "b"],
+        ["a", "b", "--dataset_dir", "/data/x"],
+        ["a", "--seed", "3", "b", "--dataset_dir=/data/x"],
+    ],
+)
+def test_the_value_of_a_key_is_never_taken_for_a_folder(calls, words: list[str]) -> None:
+    assert cli.main(["prune", *words]) == 0
+    assert calls[-1][0] == ("a", "b")
+    assert calls[-1][1]["overrides"] == {"dataset_dir": "/data/x"}
+
+
 def test_export_bundle_hands_its_options_on(calls) -> None:
     assert cli.main(["export-bundle", "a", "b", "c", "--network_def", '{"_target_": "X"}']) == 0
     assert calls == [(("a", "b", "c"), {"overrides": {"network_def": {"_target_": "X"}}})]
@@ -108,6 +123,9 @@ def test_wrong_usage_ends_with_2_and_names_no_folder(calls, capsys, monkeypatch)
         text = refused(["prune", "a", "b", *words], capsys, monkeypatch)
         assert "Doe" not in text, text
     assert "look at --dataset_dir" in refused(["prune", "a", "b", "--dataset_dir"], capsys, monkeypatch)
+    text = refused(["prune", "a", "b", "--amp", "--train", "2"], capsys, monkeypatch)
+    assert "look at --amp" in text  # its value is missing
+    assert "--amp is given twice" in refused(["prune", "a", "b", "--amp=1", "--amp", "2"], capsys, monkeypatch)
     # no abbreviations: --target would be a key of the bundle, not --targets
     assert cli.main(["prune", "a", "b", "--target", "1"]) == 0
     assert calls[-1][1]["overrides"] == {"target": 1}
@@ -127,6 +145,13 @@ def test_our_errors_end_with_their_message_and_1(capsys, monkeypatch, tmp_path: 
     monkeypatch.setattr(cli, "prune_bundle", fail)
     assert cli.main(["prune", "a", "b"]) == 1
     assert capsys.readouterr().err == "monai-basisprune: a file cannot be read or written (Permission denied).\n"
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "prune_bundle", stop)
+    assert cli.main(["prune", str(secret), "b"]) == 130
+    assert capsys.readouterr().err == "monai-basisprune: interrupted.\n"
 
     def break_down(*args: object, **kwargs: object) -> None:
         raise RuntimeError(f"no idea what {secret}/a.dcm is")

@@ -78,6 +78,8 @@ def test_the_interval_rule_asks_that_the_lower_end_fits():
     assert found.bases == 100
     assert "No pruned network has a validation interval within 0.01" in reason
     assert PruningCurve(points).smallest(0.01)[0].bases == 10
+    # an interval that ends at the margin itself does not lie above it
+    assert PruningCurve([points[0], point(70, 0.0, -0.01)]).smallest(0.01, "interval")[0].bases == 100
 
 
 def test_the_smallest_means_by_parameters():

@@ -423,7 +423,7 @@ def test_broken_weights_are_listed_all_together(value):
 
 
 def test_an_unknown_basis_is_an_error_that_names_what_there_is():
-    with pytest.raises(ValueError, match="basis must be 'weight', got 'data'"):
+    with pytest.raises(ValueError, match="basis must be 'weight' or 'activation', got 'data'"):
         mbp.decompose(Nested(), basis="data")
 
 

@@ -201,3 +201,7 @@ def test_an_archive_is_checked_by_its_sums(tmp_path: Path) -> None:
     assert archive_problem(path) == "it is damaged: the check sum of 'weights/data/0' is wrong"
     path.write_bytes(b"")
     assert archive_problem(path) == "it is damaged, or no archive: BadZipFile, File is not a zip file"
+    path.unlink()
+    assert (
+        archive_problem(path) == "it is damaged, or no archive: FileNotFoundError, No such file or directory"
+    )  # not where it was looked for

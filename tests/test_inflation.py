@@ -226,6 +226,12 @@ def test_networks_of_other_dimensions(dims, needed):
         (nn.Conv2d(1, 4, 3), nn.Conv3d(1, 4, 3, dtype=torch.float64), "type torch.float32, expected torch.float64"),
         (nn.Conv2d(1, 4, 3), nn.Conv3d(1, 4, 3, bias=False), "0.bias: unexpected, shape [4]"),
         (nn.Conv2d(1, 4, 3), nn.ConvTranspose3d(1, 4, 3), "is a Conv2d, network_def has a ConvTranspose3d"),
+        (nn.MaxPool2d(3), nn.MaxPool3d(2), "kernel_size 3, network_def has 2 in the same dimensions"),
+        (nn.AvgPool2d((2, 2), (1, 1)), nn.AvgPool3d((2, 2, 2), (2, 1, 1)), "stride (1, 1), network_def has (2, 1)"),
+        (nn.GroupNorm(2, 4), nn.GroupNorm(4, 4), "num_groups 2, network_def has 4"),
+        (nn.BatchNorm2d(4), nn.BatchNorm3d(4, eps=1e-3), "eps 1e-05, network_def has 0.001"),
+        (nn.LeakyReLU(0.1), nn.LeakyReLU(0.2), "negative_slope 0.1, network_def has 0.2"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=2), "mode bilinear, network_def has"),
         (nn.ReLU(), nn.ReLU(), "network_def holds no convolution"),
     ],
 )
@@ -255,6 +261,11 @@ def test_other_norms_and_activations_are_refused_other_paddings_are_not():
     assert "is a ReLU, network_def has a GELU" in refused(
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv3d(1, 4, 3), nn.GELU())
     )
+    image, volume = (
+        nn.Sequential(conv(1, 4, 3), nn.Upsample(scale_factor=2, mode=mode), pool(2))
+        for conv, mode, pool in ((nn.Conv2d, "bilinear", nn.MaxPool2d), (nn.Conv3d, "trilinear", nn.MaxPool3d))
+    )
+    check_values(image, mbp.inflate(image, volume))
     image = EfficientNet(_EFFICIENT, 2, 1, 2, image_size=31)
     check_values(image, mbp.inflate(image, EfficientNet(_EFFICIENT, 3, 1, 2, image_size=16)))
 

@@ -142,7 +142,7 @@ def test_the_counts_are_those_of_the_convolution(convolution):
     layer = decompose_layer(convolution)
     groups, rank = convolution.groups, layer.rank()
     assert layer.original_parameters == sum(p.numel() for p in convolution.parameters())
-    assert layer.original_weights() == convolution.weight.numel()
+    assert layer.whole_weights() == convolution.weight.numel()
     assert layer.rank() == layer.max_rank == len(layer.kept_bases)
     assert layer.rank() // groups == min(convolution.out_channels // groups, convolution.weight[0].numel())
     assert layer.basis_size() * rank == layer.basis.weight.numel() + layer.scaling.weight.numel()

@@ -98,6 +98,9 @@ JSON = st.recursive(
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just("0" * 64)
 SETTINGS = st.dictionaries(st.sampled_from(["type", "stride", "eps", "other"]), LEAF | st.lists(LEAF, max_size=3))
 LAYER = st.fixed_dictionaries({"kept_bases": st.lists(st.integers(-1, 9) | LEAF, max_size=4)}, optional={"x": LEAF})
+CHANNELS = st.dictionaries(
+    st.sampled_from(["kept_inputs", "kept_outputs", "x"]), st.lists(st.integers(-1, 9) | LEAF, max_size=4)
+)
 NEARLY_A_PLAN = st.fixed_dictionaries(
     {
         "format": st.just("monai_basisprune.plan") | LEAF,
@@ -109,20 +112,22 @@ NEARLY_A_PLAN = st.fixed_dictionaries(
             st.text(max_size=4), st.fixed_dictionaries({"type": st.text()}) | SETTINGS, max_size=2
         ),
         "layers": st.dictionaries(st.text(max_size=4), LAYER | JSON, max_size=2),
+        "channels": st.just({}) | st.dictionaries(st.text(max_size=4), CHANNELS | JSON, max_size=2),
     },
     optional={"other": JSON},
 )
+NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=100)
 PLANS = st.fixed_dictionaries(
     {
         "format": st.just("monai_basisprune.plan"),
         "format_version": st.just(2),
         "package_version": st.text(max_size=100),
         "weights_sha256": st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
-        "architecture": st.dictionaries(st.text(), st.lists(st.integers(0, 2**31), max_size=5), max_size=3),
+        "architecture": st.dictionaries(NAMES, st.lists(st.integers(0, 2**31), max_size=5), max_size=3),
         "modules": st.dictionaries(
-            st.text(),
+            NAMES,
             st.fixed_dictionaries(
-                {"type": st.text(max_size=100)},
+                {"type": NAMES},
                 optional={
                     "eps": st.floats(-1, 1),
                     "stride": st.lists(st.none() | st.integers(0, 9)),
@@ -132,9 +137,18 @@ PLANS = st.fixed_dictionaries(
             max_size=3,
         ),
         "layers": st.dictionaries(
-            st.text(),
+            NAMES,
             st.fixed_dictionaries({"kept_bases": st.sets(st.integers(0, 99), min_size=1).map(sorted)}),
             min_size=1,
+            max_size=3,
+        ),
+        "channels": st.dictionaries(
+            NAMES,
+            st.dictionaries(
+                st.sampled_from(["kept_inputs", "kept_outputs"]),
+                st.sets(st.integers(0, 99), min_size=1).map(sorted),
+                min_size=1,
+            ),
             max_size=3,
         ),
     }
@@ -281,6 +295,9 @@ def changed_by(path: tuple, value) -> dict:
         (("modules", "x" * 1001), {"type": "Linear"}, "is too long"),
         (("layers", "stem", "geometry"), {}, "'geometry' was unexpected"),
         (("layers", "\x1b[2J"), 7, "\\x1b[2J"),
+        (("modules", "\x1b[2J"), {"type": "Linear"}, "'\\x1b[2J' does not match"),
+        (("modules", "stem", "type"), "Conv2d\x1b[2J", "does not match"),
+        (("architecture", "a\nb"), [1], "does not match"),
         (("layers", "stem", "weights"), "/etc/passwd", "'weights' was unexpected"),
         (("weights_sha256",), "/etc/passwd", "is not valid under any of the given schemas"),
         (("weights_sha256",), "A" * 64, "is not valid under any of the given schemas"),

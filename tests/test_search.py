@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import monai_basisprune as mbp
+from monai_basisprune.bisection import OUTCOMES, next_target
 from monai_basisprune.curve import CurvePoint, PruningCurve
 from monai_basisprune.evidence import compare_auc
 from monai_basisprune.evidence.feasibility import sample_problem
-from monai_basisprune.search import MetricSearch, check_search, next_target
+from monai_basisprune.search import MetricSearch, check_search
 
 from .networks import same_bits, snapshot, tiny_classifier
 
@@ -39,9 +40,9 @@ def search(**arguments) -> MetricSearch:
 
 
 def run(accepts, targets=TARGETS, bisections=3) -> list[tuple[float, bool]]:
-    """Search with a criterion; returns what was tried."""
+    """Search with a criterion of which one failure is enough; returns what was tried."""
     tried: list[tuple[float, bool]] = []
-    while (target := next_target(targets, bisections, [outcome for _, outcome in tried])) is not None:
+    while (target := next_target(targets, bisections, [OUTCOMES[0 if ok else 2] for _, ok in tried])) is not None:
         tried.append((target, accepts(target)))
         assert len(tried) <= len(targets) + bisections
     return tried
@@ -88,6 +89,31 @@ def test_all_or_none():
     assert run(lambda target: False, bisections=0) == [(0.5, False)]
 
 
+@given(rising, st.integers(0, 5), st.lists(st.sampled_from(OUTCOMES), min_size=12, max_size=12))
+def test_what_is_only_missed_does_not_end_the_coarse_targets(targets, bisections, answers):
+    outcomes: list[str] = []
+    tried: list[float] = []
+    while (target := next_target(targets, bisections, outcomes)) is not None:
+        tried.append(target)
+        outcomes.append(answers[len(outcomes)])
+        assert len(tried) <= len(targets) + bisections
+    coarse = min(next((i + 1 for i, outcome in enumerate(answers) if outcome == "failed"), 99), len(targets))
+    assert tried[:coarse] == targets[:coarse]
+    best = max((i + 1 for i in range(coarse) if answers[i] == "accepted"), default=0)
+    if best == len(targets):
+        assert len(tried) == coarse
+    else:
+        assert len(tried) == coarse + bisections
+        assert all([0.0, *targets][best] < target < targets[best] for target in tried[coarse:])
+
+
+def test_a_dip_of_the_curve_does_not_hide_what_lies_behind_it():
+    assert next_target(TARGETS, 1, ["missed"]) == 0.75
+    assert next_target(TARGETS, 1, ["missed", "accepted", "missed", "missed"]) == pytest.approx(0.825)
+    assert next_target(TARGETS, 1, ["missed", "accepted", "missed", "missed", "accepted"]) is None
+    assert next_target(TARGETS, 1, ["missed"] * 4) == 0.25
+
+
 # --- what is accepted
 
 
@@ -105,8 +131,15 @@ def test_all_or_none():
 def test_the_point_rule(difference, accepted):
     one = search()
     assert one.judge(point(**difference)) is accepted
-    assert one.outcomes == [accepted]
+    assert one.outcomes == ["accepted" if accepted else "missed"]
     json.dumps(one.to_record(), allow_nan=False)
+
+
+def test_the_point_rule_ends_where_a_network_is_shown_to_be_worse():
+    for high, outcome in ((-0.0101, "failed"), (-0.01, "missed"), (0.2, "missed"), (None, "missed")):
+        one = search()
+        one.judge(point(difference=-0.1, low=-0.3, high=high))
+        assert one.outcomes == [outcome]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +211,7 @@ def finished(outcomes, **arguments) -> tuple[MetricSearch, PruningCurve]:
     points = [point(0, 0.0), point(1, 0.0)]
     points[0] = CurvePoint(**{**vars(points[0]), "bases": points[1].bases})
     for epoch, accepted in enumerate(outcomes, 2):
-        points.append(point(epoch, one.target, difference=0.0 if accepted else -0.5, low=-0.6))
+        points.append(point(epoch, one.target, difference=0.0 if accepted else -0.5, low=-0.6, high=-0.4))
         assert one.judge(points[-1]) is accepted
     return one, PruningCurve(points)
 
@@ -212,9 +245,7 @@ def test_where_none_is_accepted_the_unpruned_network_is_kept_and_that_is_said():
 def test_where_all_are_accepted_larger_targets_are_suggested():
     one, curve = finished([True] * 4)
     assert one.choose(curve)[0].parameter_reduction == 0.95
-    assert any(
-        "accepted, up to 0.95: larger targets may give a smaller network" in r for r in one.to_record()["remarks"]
-    )
+    assert "The largest target, 0.95, was accepted: larger ones may be possible." in one.to_record()["remarks"]
 
 
 def test_a_search_that_was_stopped_says_so():
@@ -227,7 +258,7 @@ def test_a_target_that_needs_no_round_is_settled_without_one():
     one, curve = finished([True])
     one.settle(True)
     assert one.target == 0.9
-    one.judge(point(3, 0.9, difference=-1.0))
+    one.judge(point(3, 0.9, difference=-1.0, high=-0.9))
     one.settle(False)
     assert one.target == pytest.approx(0.75 + 0.15 / 4)
     assert len(one.steps) == 2
@@ -241,9 +272,18 @@ def test_the_state_goes_through_json():
     again.load_state_dict(json.loads(json.dumps(one.state_dict())))
     assert again.to_record() == one.to_record()
     assert again.target == one.target
-    words = "'bisections': 3}, this one has {'auc_margin': 0.01, 'targets': [0.5, 0.75, 0.9, 0.95], 'bisections': 4}"
+    words = "'rule': 'point', 'bisections': 3}, this one has {'auc_margin': 0.01, 'targets': [0.5, 0.75, 0.9, 0.95], "
     with pytest.raises(mbp.PlanMismatchError, match=re.escape(words)):
         search(bisections=4).load_state_dict(one.state_dict())
+
+
+def test_a_search_that_went_over_to_points_goes_on_so():
+    one, again = search(rule="interval"), search(rule="interval")
+    one.demand_points_only(sample_problem(0.01, 0.9, 20, 60, "reached before the first cut"))
+    again.load_state_dict(one.state_dict())
+    assert again.rule == "point"
+    with pytest.raises(mbp.PlanMismatchError, match=r"'rule': 'interval', .* this one has .*'rule': 'point'"):
+        search(rule="point").load_state_dict(one.state_dict())
 
 
 def test_going_on_with_points_is_said_in_the_record():

@@ -178,6 +178,25 @@ def test_a_snapshot_goes_through_a_checkpoint_into_a_network_of_another_process(
     torch.testing.assert_close(state_of(fresh, fresh_optimizer), state_of(network, optimizer), rtol=0, atol=0)
 
 
+def test_a_snapshot_that_was_read_onto_another_device_comes_to_that_of_the_network():
+    network = mbp.decompose(tiny_classifier())
+    optimizer = torch.optim.Adam(mbp.freeze_weights_(network))
+    train(network, optimizer, 1)
+    saved = take_snapshot(network, optimizer)
+    elsewhere = mbp.decompose(tiny_classifier()).to("meta")
+    optimizer = torch.optim.Adam(mbp.freeze_weights_(elsewhere))
+    mbp.prune_(elsewhere, {"stem": torch.arange(6.0)}, mbp.Budget(threshold=3.0))
+    restore_(elsewhere, optimizer, saved)
+    assert elsewhere.stem.rank() == 6
+    assert len(optimizer.state) == len(optimizer.param_groups[0]["params"]) > 0
+    for parameter, state in optimizer.state.items():
+        assert parameter.is_meta
+        assert {key: value.device.type for key, value in state.items()} == {
+            "step": "cpu",  # Adam counts on the host
+            **dict.fromkeys(("exp_avg", "exp_avg_sq"), "meta"),
+        }
+
+
 def test_a_snapshot_of_something_else_changes_nothing_and_lists_all_problems():
     network = mbp.decompose(tiny_classifier())
     optimizer = torch.optim.Adam(mbp.freeze_weights_(network))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ._inputs import Cohort, read_labels, read_patients
 from .intervals import Spread, difference_interval, hanley_mcneil_variance
 from .sample_size import required_positive_patients
 
-__all__ = ["ASSUMED_CORRELATION", "SampleProblem", "sample_problem"]
+__all__ = ["ASSUMED_CORRELATION", "SampleProblem", "patients_by_class", "sample_problem"]
 
 ASSUMED_CORRELATION = 0.95
 """Correlation between the AUCs of the unpruned network and a pruned one that is as good: the favorable end of 0.8 to
@@ -66,14 +68,36 @@ def sample_problem(
     except ValueError:
         needed, required_or_none = "more than ten million positive patients", None
     else:
-        needed, required_or_none = f"about {required} positive patients", required
+        negative = max(2, math.ceil(ratio * required))
+        needed = f"about {required} positive and {negative} negative patients"
+        required_or_none = required
     return SampleProblem(
         required_or_none,
         f"The validation set is too small to show that a pruned network is not worse by more than {margin:g} AUC, even "
         f"one that is just as good: with {positives} positive and {negatives} negative patients, the interval of the "
         f"difference would reach {-reach:.3f} (AUC {auc:.3f}, {source}; correlation {ASSUMED_CORRELATION:g}, assumed). "
-        f"It would need {needed}, with {ratio:.3g} negative ones for each.",
+        f"It would need {needed}.",
     )
+
+
+def patients_by_class(labels: Any, patients: Any = None) -> tuple[int, int]:
+    """Count the patients with a positive case and those with a negative one; who has both counts in both.
+
+    Args:
+        labels: shape ``(n,)``, 0 or 1.
+        patients: the patient of each case; None counts every case as a patient of its own.
+
+    Raises:
+        ValueError: if a label is not 0 or 1, one class is absent, or a case has no patient.
+
+    Example:
+        >>> patients_by_class([1, 0, 0, 0], ["a", "a", "b", "b"])
+        (1, 2)
+    """
+    truth = read_labels(labels)
+    codes = np.arange(len(truth), dtype=np.intp) if patients is None else read_patients(patients, len(truth))
+    cohort = Cohort(truth, np.empty((len(truth), 0)), codes, patients is not None)
+    return cohort.positive_patients, cohort.negative_patients
 
 
 def _reach(auc: float, positives: int, negatives: int, confidence: float) -> float:

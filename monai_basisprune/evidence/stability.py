@@ -89,12 +89,11 @@ class LayerOverlap:
     reason: str | None = None
 
 
-def curve_band(curves: Sequence[Sequence[tuple[float, float]]], share_patients: bool = True) -> CurveBand:
+def curve_band(curves: Sequence[Sequence[tuple[float, float]]]) -> CurveBand:
     """Return mean, lowest and highest AUC of repeats at each target ratio.
 
     Args:
         curves: for each repeat its pairs of target ratio and AUC.
-        share_patients: whether the repeats have patients in common, as repeats over seeds and folds do.
 
     Raises:
         ValueError: if a number is not finite, or a repeat has two points at one target.
@@ -122,14 +121,17 @@ def curve_band(curves: Sequence[Sequence[tuple[float, float]]], share_patients: 
     if not points:
         return CurveBand([], "not computable, because no target ratio was reached by two repeats")
     left_out = len(by_target) - len(points)
-    caution = (
-        "The repeats share patients, so this range is no confidence interval."
-        if share_patients
-        else "With so few repeats, this range is no confidence interval."
-    )
+    uneven = any(point.repeats < len(curves) for point in points)
     return CurveBand(
         points,
-        f"Mean, lowest and highest validation AUC of {len(curves)} repeats at each target ratio. {caution}"
+        f"Mean, lowest and highest validation AUC of {len(curves)} repeats at each target ratio. The repeats "
+        "share patients, so this range is no confidence interval."
+        + (
+            " Where not all repeats have a network at a target, only those that do are counted, so mean and range can "
+            "change from one target to the next without any change of the networks."
+            if uneven
+            else ""
+        )
         + (f" {left_out} target ratios that only one repeat reached are left out." if left_out else ""),
     )
 

@@ -13,7 +13,7 @@ from ..budgets import Budget, network_cost
 from ..curve import CurvePoint, PruningCurve
 from ..decomposition import decomposed_layers
 from ..evidence import auc_interval, compare_auc
-from .predictions import PredictionsHandler
+from .predictions import Predictions, PredictionsHandler
 
 __all__ = ["PruningCurveHandler"]
 
@@ -22,7 +22,7 @@ class PruningCurveHandler:
     """Adds a point to a :class:`~monai_basisprune.curve.PruningCurve` at each evaluation.
 
     Each point holds the size of the network, its AUC with an interval that respects patients, and the paired
-    difference to the last evaluation of the unpruned network.
+    difference to the last evaluation of the unpruned network, or to predictions that are given.
 
     Args:
         network: the decomposed network that the evaluator evaluates.
@@ -31,9 +31,12 @@ class PruningCurveHandler:
         confidence: the confidence of the intervals.
         patient_key: the key of the patient's id in a batch; None if every image is of another patient.
         trainer: the trainer that runs the evaluator, to note its epoch.
+        reference: what another network gives for the same cases, such as the one that the run started from.
 
     Attributes:
         curve: the points.
+        unpruned: ``scores``, ``labels`` and ``patients`` of the last evaluation of the unpruned network, or of
+            ``reference``.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class PruningCurveHandler:
         confidence: float = 0.95,
         patient_key: str | None = "patient_id",
         trainer: Engine | None = None,
+        reference: Predictions | None = None,
     ) -> None:
         self.network = network
         self.input_shape = tuple(input_shape)
@@ -52,7 +56,8 @@ class PruningCurveHandler:
         self.trainer = trainer
         self.curve = PruningCurve()
         self._collector = PredictionsHandler(patient_key, case_key=None)
-        self._reference: dict[str, list[Any]] = {}
+        self.unpruned: dict[str, list[Any]] = {} if reference is None else _compared(reference)
+        self._fixed = reference is not None
 
     def attach(self, engine: Engine) -> None:
         """Register on a ``SupervisedEvaluator`` whose ``pred`` holds logits or probabilities of two classes."""
@@ -69,9 +74,10 @@ class PruningCurveHandler:
         layers = [layer for _, layer in decomposed_layers(self.network)]
         difference = None
         if all(layer.rank() == layer.max_rank for layer in layers):
-            self._reference = {"scores": scores, "labels": collected.labels, "patients": collected.patients}
-        elif self._reference:
-            if [collected.labels, collected.patients] != [self._reference["labels"], self._reference["patients"]]:
+            if not self._fixed:
+                self.unpruned = _compared(collected)
+        elif self.unpruned:
+            if [collected.labels, collected.patients] != [self.unpruned["labels"], self.unpruned["patients"]]:
                 raise ValueError(
                     "The cases of this evaluation are others, or in another order, than those of the unpruned network, "
                     "so the two cannot be compared case by case: use one validation set and do not shuffle it."
@@ -79,7 +85,7 @@ class PruningCurveHandler:
             difference = asdict(
                 compare_auc(
                     collected.labels,
-                    self._reference["scores"],
+                    self.unpruned["scores"],
                     scores,
                     patients,
                     self.margin,
@@ -106,9 +112,13 @@ class PruningCurveHandler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points and the unpruned network's scores as plain data, for a checkpoint."""
-        return {"points": self.curve.to_list(), "reference": dict(self._reference)}
+        return {"points": self.curve.to_list(), "reference": dict(self.unpruned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.curve = PruningCurve.from_list(state["points"])
-        self._reference = dict(state["reference"])
+        self.unpruned = dict(state["reference"])
+
+
+def _compared(predictions: Predictions) -> dict[str, list[Any]]:
+    return {"scores": predictions.scores, "labels": predictions.labels, "patients": predictions.patients}

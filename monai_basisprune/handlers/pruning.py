@@ -14,8 +14,8 @@ from ..budgets import Budget
 from ..decomposition import decomposed_layers
 from ..errors import PlanMismatchError
 from ..importance import ScalingImportance, SingularValueImportance, TaylorImportance
-from ..layers import kept_bases_problem
 from ..pruning import PruneResult, check_budget, keep_bases_, prune_
+from ..snapshot import positions_of
 from .search import MetricSearchRounds
 
 __all__ = ["PruningHandler"]
@@ -84,6 +84,7 @@ class PruningHandler:
     def attach(self, engine: Engine) -> None:
         """Register on a trainer; when that starts, every budget is checked before any training."""
         engine.add_event_handler(Events.STARTED, self._check)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._stop_if_found)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -120,6 +121,11 @@ class PruningHandler:
         if self.search is not None:
             self.search.start()
 
+    def _stop_if_found(self, engine: Engine) -> None:
+        # a checkpoint of a search that has ended: one epoch more, and the network would not be the chosen one
+        if self.search is not None and self.search.search.target is None:
+            engine.terminate()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the rounds that are done and the bases that are left, for a checkpoint."""
         kept = {name: list(layer.kept_bases) for name, layer in decomposed_layers(self.network)}
@@ -140,22 +146,7 @@ class PruningHandler:
                 f"The checkpoint is of a run {'without' if self.search else 'with'} a search for the smallest network: "
                 f"go on with the settings that it was started with."
             )
-        positions, problems = {}, []
-        layers = dict(decomposed_layers(self.network))
-        for name, bases in state["kept_bases"].items():
-            if (
-                name not in layers
-                or not set(bases) <= set(layers[name].kept_bases)
-                or kept_bases_problem(bases, layers[name].max_rank, layers[name].groups) is not None
-            ):
-                problems.append(name)
-            else:
-                positions[name] = [layers[name].kept_bases.index(basis) for basis in bases]
-        if problems or positions.keys() != layers.keys():
-            raise PlanMismatchError(
-                f"The checkpoint keeps bases that this network does not have, in {problems or 'other layers'}: start "
-                f"from the decomposed network that the run started from."
-            )
+        positions = positions_of(self.network, state["kept_bases"])
         if self.search is not None:
             self.search.load_state_dict(state["search"])
         keep_bases_(self.network, positions, self.optimizer)

@@ -56,6 +56,7 @@ def compare_studies(paths: Sequence[str | os.PathLike[str]], output_file: str | 
                 "label": label,
                 "study": study,
                 "verdict": wording.verdict(study),
+                "same": wording.nothing_pruned(study),
                 "reasons": found,
             }
             for label, study, found in zip(labels, studies, reasons, strict=True)
@@ -93,13 +94,7 @@ def _different_settings(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str,
         for study in studies
     ]
     names = dict.fromkeys(name for own in settings for name in own)
-    table = [(name, [_text(own[name]) if name in own else "not noted" for own in settings]) for name in names]
+    table = [
+        (name, [wording.setting_words(own[name]) if name in own else "not noted" for own in settings]) for name in names
+    ]
     return [(name, values) for name, values in table if len(set(values)) > 1]
-
-
-def _text(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_text(one) for one in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
-    return "none" if value is None else str(value)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from monai_basisprune.report.style import FAINT, INK, PALETTE, new_figure, style_axes, style_legend
 from monai_basisprune.report.wording import confidence_words, decimal, percent, plural
 
-__all__ = ["curve_figure", "overlay_figure", "reduction_axis", "stretch"]
+__all__ = ["auc_axis", "curve_figure", "overlay_figure", "reduction_axis", "stretch"]
 
+_FINE_TICKS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75)  # where no network is smaller than a fifth
 _TICKS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 
 
@@ -131,8 +132,21 @@ def _set_limits(axes: Axes, points: Sequence[Mapping[str, Any]], *, narrow: bool
     reduction_axis(axes, [point["parameter_reduction"] for point in points], "parameters removed / %", narrow=narrow)
     values = [point["auc"][key] for point in points for key in ("auc", "low", "high")]
     known = [value for value in values if value is not None] or [0.0, 1.0]
-    room = max(0.02, 0.06 * (max(known) - min(known)))
-    axes.set_ylim(max(0.0, min(known) - room), min(1.005, max(known) + room))
+    auc_axis(axes, min(known), max(known))
+
+
+def auc_axis(axes: Axes, low: float, high: float) -> None:
+    """Make the vertical axis that of AUCs, with room around them and no tick above 1.
+
+    Args:
+        axes: the axes.
+        low: the smallest AUC that must fit.
+        high: the largest one.
+    """
+    room = max(0.02, 0.06 * (high - low))
+    axes.set_ylim(max(0.0, low - room), min(1.005, high + room))
+    bottom, top = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= min(top, 1.0)])
 
 
 def reduction_axis(axes: Axes, reductions: Sequence[float], label: str, *, narrow: bool) -> None:
@@ -148,7 +162,7 @@ def reduction_axis(axes: Axes, reductions: Sequence[float], label: str, *, narro
     first, last = min(0.0, *places), max(stretch(0.5), *places)
     pad = 0.03 * (last - first)
     axes.set_xlim(first - pad, last + pad)
-    ticks = [tick for tick in _TICKS if stretch(tick) <= last + pad]
+    ticks = [tick for tick in (_FINE_TICKS if last < stretch(0.8) else _TICKS) if stretch(tick) <= last + pad]
     if narrow and len(ticks) > 7:
         ticks = [tick for tick in ticks if tick not in (0.75, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998)]
     axes.set_xticks([stretch(tick) for tick in ticks], labels=[f"{100 * tick:g}" for tick in ticks])

@@ -93,9 +93,9 @@ def roc_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
     axes: Axes = figure.subplots()
     style_axes(axes)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="chance")
-    for name, color, line, _ in NETWORKS:
+    for name, words, color, line, _ in NETWORKS:
         roc = test["roc"][name]
-        label = f"{name}: AUC {auc_words(test[name])}"
+        label = f"{words}: AUC {auc_words(test[name])}"
         axes.plot(roc["fpr"], roc["tpr"], color=color, linewidth=1.8, linestyle=line, label=label)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
@@ -109,7 +109,7 @@ def roc_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
         loc="left", color=FAINT, fontsize=9,
     )  # fmt: skip
     point = test.get("operating_point")
-    for name, color, _, marker in NETWORKS if point else ():
+    for name, _, color, _, marker in NETWORKS if point else ():
         place = 1 - point[name]["attained_specificity"], point[name]["value"]
         axes.plot(*[[value] for value in place], marker=marker, color=color, markersize=7, linestyle="none")
     style_legend(figure, axes, columns=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from monai_basisprune.report.wording import (
@@ -12,6 +12,7 @@ from monai_basisprune.report.wording import (
     decimal,
     difference_words,
     estimate_words,
+    nothing_pruned,
     number,
     p_words,
     plural,
@@ -24,6 +25,12 @@ __all__ = ["limits_sentences", "methods_paragraph"]
 # K. C. L. Wong, S. Kashyap, M. Moradi, "Basis Scaling and Double Pruning for Efficient Inference in Network-Based
 # Transfer Learning", Pattern Recognition Letters; arXiv:2108.02893.
 _SOURCE = "Wong, Kashyap and Moradi, arXiv:2108.02893"
+_RULES = {"point": "the AUC itself", "interval": "the interval of the change of the AUC"}
+_NORM_STATISTICS = {
+    "update": "updated during training",
+    "frozen": "those of the pretrained network throughout",
+    "recalibrate": "averages over the training images, taken anew after each epoch",
+}
 
 
 def methods_paragraph(study: Mapping[str, Any]) -> str:
@@ -34,7 +41,7 @@ def methods_paragraph(study: Mapping[str, Any]) -> str:
     Args:
         study: a valid study record.
     """
-    return " ".join([*_pruning(study), *_search(study), *_data(study), *_statistics(study), *_software(study)])
+    return " ".join([*_pruning(study), *_data(study), *_statistics(study), *_software(study)])
 
 
 def limits_sentences(study: Mapping[str, Any]) -> list[str]:
@@ -74,7 +81,7 @@ def limits_sentences(study: Mapping[str, Any]) -> list[str]:
             "It is not known which cases belong to the same patient: the intervals may be too narrow, and a patient "
             "may occur in more than one split."
         )
-    unseen = (study["test"] or {}).get("difference") or {}
+    unseen = {} if nothing_pruned(study) else test.get("difference") or {}
     if unseen.get("unseen_loss"):
         sentences.append(
             f"A rare failure of the pruned network that costs up to {decimal(unseen['unseen_loss'])} of the AUC can be "
@@ -88,27 +95,40 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
     shape = " × ".join(str(size) for size in network["input_shape"])
     yield (
         f"A {network['name']} ({count(network['parameters'])} parameters; {count(network['macs'])} multiply-accumulate "
-        f"operations for one input of {shape}) was pruned by basis scaling ({_SOURCE}): each convolution was "
-        "factorized by singular value decomposition into a basis and its scaling factors."
+        f"operations for one input of {shape}) was {'to be ' if nothing_pruned(study) else ''}pruned by basis scaling "
+        f"({_SOURCE}): each convolution was factorized by singular value decomposition into a basis and its "
+        "scaling factors."
     )
     epochs = pruning.get("transfer_epochs")
     before = "" if epochs is None else f"after {plural(epochs, 'epoch', 'epochs')} of transfer learning, "
-    rounds = plural(max(len(study["curve"]) - 1, 0), "round", "rounds")
     between = pruning.get("epochs_per_round")
-    after = "" if between is None else f", with {plural(between, 'epoch', 'epochs')} of training in each round"
-    targets = ", ".join(f"{100 * target:g}" for target in pruning["targets"])
-    yield (
-        f"Then, {before}the bases of least importance (criterion: {pruning['importance']}) were removed in {rounds} "
-        f"(targets: {targets} % of the {pruning['budget']}){after}."
-    )
+    training = "" if between is None else plural(between, "epoch", "epochs")
+    if study["search"] is None:
+        rounds = plural(max(len(study["curve"]) - 1, 0), "round", "rounds")
+        each = f", with {training} of training in each" if training else ""
+        yield (
+            f"Then, {before}the bases of least importance (criterion: {pruning['importance']}) were removed in "
+            f"{rounds} (targets: {_targets(pruning['targets'])} of the {pruning['budget']}){each}."
+        )
+    else:
+        yield from _search(study, before, training)
     if pruning.get("norm_statistics"):
-        yield f"Statistics of normalization layers: {pruning['norm_statistics']}."
+        how = _NORM_STATISTICS.get(pruning["norm_statistics"], pruning["norm_statistics"])
+        yield f"Running statistics of normalization layers: {how}."
+    if nothing_pruned(study):
+        yield sentence(chosen["reason"])
+        return
+    rule = _RULES.get(pruning["selection"], pruning["selection"])
     yield (
-        f"Round {chosen['round']} was chosen on the validation set (rule: {pruning['selection']}, AUC margin "
+        f"Round {chosen['round']} was chosen on the validation set (by {rule}, with an AUC margin of "
         f"{pruning['auc_margin']:g}): {sentence(chosen['reason'])} In it, "
         f"{reduction_words(chosen['parameter_reduction'], 'parameters')} ({count(chosen['parameters'])} left) and "
         f"{reduction_words(chosen['mac_reduction'], 'multiply-accumulate operations')}."
     )
+
+
+def _targets(targets: Sequence[float]) -> str:
+    return f"{', '.join(f'{100 * target:g}' for target in targets)} %"
 
 
 def _data(study: Mapping[str, Any]) -> Iterator[str]:
@@ -135,6 +155,13 @@ def _statistics(study: Mapping[str, Any]) -> Iterator[str]:
         f"Discrimination was measured by the area under the ROC curve (AUC), with its {confidence_words(record)} "
         f"(method: {record['method']})."
     )
+    if nothing_pruned(study):
+        yield (
+            f"On the test set ({plural(record['cases'], 'case', 'cases')}, "
+            f"{plural(record['patients'], 'patient', 'patients')}) the AUC of the unpruned network, which was kept, "
+            f"was {auc_words(record)}."
+        )
+        return
     yield (
         f"On the test set ({plural(record['cases'], 'case', 'cases')}, "
         f"{plural(record['patients'], 'patient', 'patients')}) the AUC was {auc_words(test['original'])} before and "
@@ -177,30 +204,42 @@ def _beyond_auc(study: Mapping[str, Any]) -> Iterator[str]:
     if audit is not None:
         names = list(dict.fromkeys(group["attribute"] for group in audit["subgroups"]))
         tested = [group for group in audit["subgroups"] if group["adjusted_p_value"] is not None]
+        if not tested:
+            yield f"No change in groups of patients could be tested (by {', '.join(names)})."
+            return
         yield (
             f"The AUCs of both networks were compared in groups of the test set by {', '.join(names)}; "
             f"{plural(len(tested), 'group', 'groups')} could be tested, with Holm's correction for multiple testing."
         )
-        if tested:
-            worst = min(tested, key=lambda group: group["difference"]["difference"])
-            yield (
-                f"The most unfavorable change was {difference_words(worst['difference'])} "
-                f"({worst['attribute']}: {worst['value']}; {plural(worst['cases'], 'case', 'cases')}; adjusted p "
-                f"{_p_equation(worst['adjusted_p_value'])})."
-            )
+        worst = min(tested, key=lambda group: group["difference"]["difference"])
+        yield (
+            f"The most unfavorable change was {difference_words(worst['difference'])} "
+            f"({worst['attribute']}: {worst['value']}; {plural(worst['cases'], 'case', 'cases')}; adjusted p "
+            f"{_p_equation(worst['adjusted_p_value'])})."
+        )
 
 
-def _search(study: Mapping[str, Any]) -> Iterator[str]:
-    search = study["search"]
-    if search is None:
-        return
+def _search(study: Mapping[str, Any], before: str, training: str) -> Iterator[str]:
+    search, pruning = study["search"], study["pruning"]
+    rule = (
+        f"its AUC on the validation set was not lower by more than {search['margin']:g}"
+        if search["rule"] == "point"
+        else f"the interval of its change on the validation set excluded a loss of more than {search['margin']:g}"
+    )
+    steps = plural(len(search["steps"]), "step", "steps")
+    tried = _targets([step["target"] for step in search["steps"]])
+    trained = f" and trained the rest for {training}" if training else ""
     yield (
-        f"The smallest network was searched for in {plural(len(search['steps']), 'step', 'steps')}, each accepted or "
-        f"refused on the validation set for a margin of {search['margin']:g}."
+        f"Then, {before}the smallest network was searched for in {steps} (targets, in this order: {tried} of the "
+        f"{pruning['budget']}). Each removed the bases of least importance (criterion: {pruning['importance']}) from "
+        f"the network that was accepted last{trained}; its result was accepted if {rule}."
     )
     needed = search["required_positive_patients"]
     if needed is not None:
-        yield f"To show non-inferiority at that margin about {number(needed)} positive patients would be needed."
+        yield (
+            f"To show non-inferiority at that margin on the validation set, about {number(needed)} positive patients "
+            "would be needed."
+        )
 
 
 def _p_equation(value: float) -> str:

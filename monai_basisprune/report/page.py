@@ -78,6 +78,7 @@ def _render_report(study: Mapping[str, Any], pictures: Mapping[str, CasePictures
         "report.html",
         study=study,
         verdict=wording.verdict(study),
+        same=wording.nothing_pruned(study),
         unpruned=min(study["curve"], key=lambda point: point["round"]),
         picked=next(point for point in study["curve"] if point["round"] == study["chosen"]["round"]),
         adjusted=any(point.get("adjusted_p_value") is not None for point in study["curve"]),

@@ -14,8 +14,11 @@ from monai_basisprune.report.wording import decimal
 
 __all__ = ["NETWORKS", "reliability_figure"]
 
-NETWORKS = (("original", INK, "--", "s"), ("pruned", PALETTE[0], "-", "o"))
-"""Name, color, line and marker of both networks in every picture of the test set."""
+NETWORKS = (
+    ("original", "before pruning", INK, "--", "s"),
+    ("pruned", "after pruning", PALETTE[0], "-", "o"),
+)
+"""Key in the record, words, color, line and marker of both networks in every picture of the test set."""
 
 
 def reliability_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
@@ -39,13 +42,13 @@ def reliability_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Fig
     counts: Axes
     diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     diagram.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfect calibration")
-    for place, (name, color, line, marker) in enumerate(NETWORKS):
+    for place, (name, words, color, line, marker) in enumerate(NETWORKS):
         points = calibration[name]["points"]
         error = calibration[name]["calibration_error"]["value"]
         diagram.plot(
             points["mean_probability"], points["positive_fraction"],
             color=color, linestyle=line, marker=marker, markersize=5, linewidth=1.6,
-            label=f"{name}: calibration error {decimal(error)}",
+            label=f"{words}: calibration error {decimal(error)}",
         )  # fmt: skip
         width = [(high - low) * 0.4 for low, high in zip(points["lower_edges"], points["upper_edges"], strict=True)]
         left = [

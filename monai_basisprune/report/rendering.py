@@ -50,6 +50,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     for name in wording.__all__:
-        if name not in ("Verdict", "verdict"):
+        if name not in ("Verdict", "nothing_pruned", "verdict"):
             environment.filters[name] = getattr(wording, name)
     return environment

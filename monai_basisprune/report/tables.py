@@ -19,6 +19,7 @@ from monai_basisprune.report.wording import (
     confidence_words,
     count,
     difference_words,
+    nothing_pruned,
     percent,
     sentence,
     verdict,
@@ -223,12 +224,14 @@ def _summary_lines(study: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield from _wrap(f"{name}: {before} -> {after}", "  ")
     if test is not None:
-        yield from _wrap(f"{'AUC change, test':<20}  {difference_words(test['difference'])}", "  ")
+        change = "none: it is the same network" if nothing_pruned(study) else difference_words(test["difference"])
+        yield from _wrap(f"{'AUC change, test':<20}  {change}", "  ")
         yield f"  (in brackets: {confidence_words(test['pruned'])}s)"
     found = verdict(study)
     yield ""
     yield from _wrap(f"{found.headline}. {found.sentences[-1]}")
-    yield from _wrap(f"Round {chosen['round']} was chosen on the validation set: {sentence(chosen['reason'])}")
+    if not nothing_pruned(study):
+        yield from _wrap(f"Round {chosen['round']} was chosen on the validation set: {sentence(chosen['reason'])}")
     for warning in study["warnings"]:
         yield from _wrap(f"Warning: {warning}")
     if study["files"]:

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "Verdict",
     "auc_words",
+    "beside_margin",
     "confidence_words",
     "count",
     "decimal",
@@ -18,15 +19,18 @@ __all__ = [
     "estimate_words",
     "latency_words",
     "moment",
+    "nothing_pruned",
     "number",
     "p_words",
     "percent",
     "plural",
     "reduction_words",
     "sentence",
+    "setting_words",
     "shorten",
     "signed",
     "size_words",
+    "target_words",
     "verdict",
 ]
 
@@ -73,6 +77,11 @@ def percent(share: float) -> str:
     return f"{_minus(f'{_no_negative_zero(share * 100, digits):.{digits}f}')}{_SPACE}%"
 
 
+def target_words(share: float | None) -> str:
+    """Return a share that was aimed at as a percentage with all its decimals, or a dash: 0.0625 is ``6.25 %``."""
+    return "–" if share is None else f"{_minus(f'{100 * share:g}')}{_SPACE}%"
+
+
 def decimal(value: float | None, digits: int = 3) -> str:
     """Return an AUC with three decimals, or the words that stand for a missing one."""
     return "not computable" if value is None else _minus(f"{_no_negative_zero(value, digits):.{digits}f}")
@@ -82,6 +91,11 @@ def signed(value: float, digits: int = 3) -> str:
     """Return a difference with its sign."""
     rounded = _no_negative_zero(value, digits)
     return _minus(f"{rounded:+.{digits}f}") if rounded else f"{rounded:.{digits}f}"
+
+
+def beside_margin(value: float | None, margin: float) -> str:
+    """Return a difference with as many decimals as tell it from the margin, or a dash for None."""
+    return "–" if value is None else signed(value, _digits(value, margin))
 
 
 def confidence_words(record: Mapping[str, Any] | None) -> str:
@@ -107,7 +121,7 @@ def difference_words(record: Mapping[str, Any] | None) -> str:
         return str(record["method"])
     if record["low"] is None:
         return f"{signed(record['difference'])} (interval {record['method']})"
-    digits = _digits(record)
+    digits = _digits(record["low"], record["margin"])
     low, high = signed(record["low"], digits), signed(record["high"], digits)
     return f"{signed(record['difference'], digits)} ({low} to {high})"
 
@@ -173,12 +187,26 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}\u2026{text[-(limit - limit // 2 - 1) :]}"
 
 
+def setting_words(value: object) -> str:
+    """Return a setting of a run, which may be a list or a table of others."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(setting_words(one) for one in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {setting_words(one)}" for key, one in value.items())
+    return "none" if value is None else str(value)
+
+
+def nothing_pruned(study: Mapping[str, Any]) -> bool:
+    """Tell whether the network that was chosen is the unpruned one, so that there is no change to measure."""
+    return bool(study["chosen"]["parameter_reduction"] <= 0 and study["chosen"]["mac_reduction"] <= 0)
+
+
 def verdict(study: Mapping[str, Any]) -> Verdict:
     """Say whether the pruned network is shown to diagnose as well as the unpruned one, and from which data.
 
     Only the test set can show it: the validation set chose the network, so its AUC is optimistic.
     """
-    if study["chosen"]["parameter_reduction"] <= 0 and study["chosen"]["mac_reduction"] <= 0:
+    if nothing_pruned(study):
         return Verdict(
             "open", "Nothing was pruned", (f"The chosen network is unpruned: {sentence(study['chosen']['reason'])}",)
         )
@@ -205,7 +233,7 @@ def verdict(study: Mapping[str, Any]) -> Verdict:
             "Non-inferiority not assessed",
             (measured, f"There is no interval of the change: {sentence(reason)}"),
         )
-    digits = _digits(difference)
+    digits = _digits(difference["low"], difference["margin"])
     margin = f"{difference['margin']:g}"
     interval = confidence_words(difference)
     change = f"The AUC changed by {difference_words(difference)}; the brackets hold the {interval}."
@@ -230,9 +258,8 @@ def verdict(study: Mapping[str, Any]) -> Verdict:
     return Verdict("not shown", "Non-inferiority is not shown", (measured, change, found))
 
 
-def _digits(difference: Mapping[str, Any]) -> int:
-    """Return as many decimals as tell the interval from the margin; a bound of -0.0104 is not 'beyond 0.010'."""
-    low, margin = difference["low"], difference["margin"]
+def _digits(low: float | None, margin: float) -> int:
+    """Return as many decimals as tell a bound from the margin; a bound of -0.0104 is not 'beyond 0.010'."""
     digits = 3
     while digits < 6 and low is not None and low != -margin and round(-low, digits) == round(margin, digits):
         digits += 1

@@ -15,7 +15,6 @@ from .inference import (
 )
 from .pretrained import load_pretrained, transfer_weights
 from .redaction import RedactingWorkerStart
-from .repeat_process import save_test_predictions
 from .repeats import run_repeats
 from .start import is_on, start_run
 from .study import finish_study
@@ -39,7 +38,6 @@ __all__ = [
     "prune_bundle",
     "read_deployment",
     "run_repeats",
-    "save_test_predictions",
     "save_transferred",
     "start_run",
     "transfer_weights",

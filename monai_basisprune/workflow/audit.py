@@ -89,7 +89,9 @@ def audit_networks(
         "A small group cannot show safety: a wide interval is compatible with a loss, and a p-value that is not small "
         "is no proof that nothing changed.",
         f"P-values are two-sided, against no change of the AUC, with Holm's correction over the {tested} groups that "
-        "could be tested.",
+        "could be tested."
+        if tested
+        else "No group could be tested, so it is not known whether pruning harms one.",
         f"Groups of fewer than {_MINIMUM_PATIENTS} patients are merged into 'other', or into the largest group ('and "
         "others'), or not shown, so that nobody can be recognized.",
         f"Age bands in years: {', '.join(name for _, name in AGE_BANDS)}.",
@@ -186,5 +188,6 @@ def _changed_cases(
 
 
 def _because(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # the text of an error that is not ours can name a file, and files can be named after people
+    text = str(error).splitlines()[0] if isinstance(error, BasisPruneError) else f"of {type(error).__name__}"
     return f"no class activation map could be computed, because {text}"

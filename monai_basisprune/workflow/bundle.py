@@ -19,23 +19,19 @@ from ..export import export_network
 from ..persistence import plan_path, save_pruned
 from ..plan import PruningPlan
 from .bundle_configs import config_files, next_metadata, pruned_config, write_config
+from .bundle_files import check_output, copy_bundle, not_carried, read_metadata, shown_names
 from .bundle_training import shown_problems
 
 __all__ = [
     "MOST_BYTES",
     "BundleEvidence",
     "PrunedBundle",
-    "check_output",
     "pruned_configs",
-    "read_metadata",
     "write_pruned_bundle",
 ]
 
 MOST_BYTES = 25 * 2**20
 """The largest file that the model zoo takes into its repository."""
-
-_NOT_CARRIED = ("models", "eval", "output", "large_files.yml", "large_files.yaml", "large_files.json", "__pycache__")
-"""What belongs to the unpruned network, or to runs of it: its weights, where to fetch them, and results."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class PrunedBundle:
         evidence: the figures.
         files: all its files, relative to its folder.
         large_files: those that the model zoo would not take as they are, above 25 MB.
-        left_out: what of the source was not carried over.
+        left_out: what of the source was not carried over; what no bundle has to have is counted, not named.
         remarks: about the TorchScript file.
     """
 
@@ -135,41 +131,6 @@ def _interval(figures: Mapping[str, Any]) -> str:
     if figures["low"] is None:
         return f" (no interval: {figures['method']})"
     return f" ({100 * figures['confidence']:g} % interval {figures['low']:.3f} to {figures['high']:.3f})"
-
-
-def check_output(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Path:
-    """Check that a new bundle can be written.
-
-    Raises:
-        ConfigurationError: if its folder holds anything, is no folder, lies inside the source, or cannot be made.
-    """
-    path = Path(output).absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigurationError("The folder of the new bundle is not empty: name one that does not exist yet.")
-    if path.resolve().is_relative_to(Path(source).resolve()):
-        raise ConfigurationError("The new bundle must not lie inside the source bundle, which stays as it is.")
-    if not os.access(next(parent for parent in path.parents if parent.exists()), os.W_OK):
-        raise ConfigurationError("The new bundle cannot be written where you want it: no permission.")
-    return path
-
-
-def read_metadata(bundle: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the metadata of a bundle.
-
-    Raises:
-        ConfigurationError: if there is none, or it cannot be read.
-    """
-    try:
-        metadata = json.loads((Path(bundle) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            "There is no configs/metadata.json: name the folder of a MONAI bundle, which holds configs and models."
-        ) from error
-    except ValueError as error:
-        raise ConfigurationError(f"configs/metadata.json of the bundle is no JSON: {error}.") from error
-    if not isinstance(metadata, dict):
-        raise ConfigurationError("configs/metadata.json of the bundle holds no dictionary.")
-    return metadata
 
 
 def write_pruned_bundle(
@@ -212,9 +173,9 @@ def write_pruned_bundle(
     metadata = next_metadata(metadata, f"Pruned by bases. {evidence.sentence()}", evidence.metrics())
     staging = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
-    left_out = sorted(path.name for path in origin.iterdir() if path.name in _NOT_CARRIED or path.name[:1] == ".")
+    left_out = not_carried(origin)
     try:
-        shutil.copytree(origin, staging, ignore=lambda _, names: [n for n in names if n in (*left_out, "__pycache__")])
+        copy_bundle(origin, staging, left_out)
         model = staging / "models" / "model.pt"
         save_pruned(network, model)
         plan = PruningPlan.load(plan_path(model))
@@ -236,7 +197,9 @@ def write_pruned_bundle(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return PrunedBundle(metadata["version"], evidence, tuple(files), tuple(large), tuple(left_out), tuple(remarks))
+    return PrunedBundle(
+        metadata["version"], evidence, tuple(files), tuple(large), shown_names(left_out), tuple(remarks)
+    )
 
 
 def pruned_configs(
@@ -279,7 +242,8 @@ def _updated(config: dict[str, Any], updates: Mapping[str, Any]) -> dict[str, An
 
 
 def _extend_readme(path: Path, metadata: Mapping[str, Any], evidence: BundleEvidence) -> None:
-    before = path.read_text(encoding="utf-8").rstrip() if path.is_file() else f"# {metadata.get('name', 'Bundle')}"
+    coding = {"encoding": "utf-8", "errors": "surrogateescape"}  # a text in another encoding stays what it is
+    before = path.read_text(**coding).rstrip() if path.is_file() else f"# {metadata.get('name', 'Bundle')}"
     notes = "".join(f"- {note}\n" for note in evidence.notes)
     path.write_text(
         f"{before}\n\n"
@@ -295,5 +259,5 @@ def _extend_readme(path: Path, metadata: Mapping[str, Any], evidence: BundleEvid
         f"monai_basisprune. `models/model.ts` is the same network as TorchScript and needs nothing of that package. "
         f"Configurations and weights belong together: do not replace one without the other. Training goes on with the "
         f"pruned network; to prune anew, start from the bundle of the unpruned one.\n",
-        encoding="utf-8",
+        **coding,
     )

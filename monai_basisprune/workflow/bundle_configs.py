@@ -95,7 +95,15 @@ def pruned_config(
 
     Returns:
         a new configuration, or None if this one says nothing of ``network_def``.
+
+    Raises:
+        ConfigurationError: if it builds a pruned network already.
     """
+    if _UNPRUNED in config:
+        raise ConfigurationError(
+            "The bundle holds a pruned network already (unpruned_network_def is in a configuration): start from the "
+            "bundle of the unpruned one."
+        )
     parts = [key for key in config if re.match(r"network_def(#|::)", key)]
     if "network_def" not in config and not parts:
         return None
@@ -135,8 +143,13 @@ def next_metadata(metadata: Mapping[str, Any], change: str, metrics: Mapping[str
         metrics: the figures of the pruned network; those of the source go under ``before_pruning``.
 
     Raises:
-        ConfigurationError: if the version cannot be counted up.
+        ConfigurationError: if the version cannot be counted up, or an entry has another type than it should.
     """
+    for key in ("changelog", "required_packages_version"):
+        if not isinstance(metadata.get(key) or {}, Mapping):
+            raise ConfigurationError(
+                f"{key} in configs/metadata.json must be a dictionary, got {type(metadata[key]).__name__}."
+            )
     old = str(metadata.get("version"))
     numbers = re.match(r"(\d+)\.(\d+)", old)
     if numbers is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
+from monai.utils import set_determinism
 from monai.utils.enums import CommonKeys
 from torch import nn
 
@@ -26,11 +27,9 @@ from .pretrained import _state_dict
 __all__ = [
     "BundleEvaluation",
     "bundle_network",
-    "case_values",
     "importable",
     "load_engines",
     "read_training",
-    "shared_cases",
     "shown_problems",
     "usable_predictions",
 ]
@@ -58,7 +57,7 @@ def shown_problems(what: str) -> Iterator[None]:
             if isinstance(link, BasisPruneError):
                 raise link from None
             root, link = link, link.__cause__ or link.__context__
-        first = (str(root).strip().splitlines() or [""])[0]
+        first = (str(root).strip().splitlines() or [""])[0][:2000]
         reason = known.redacted(_PATHS.sub("<path>", first))[:300]
         # not "from error": its text can name patients
         raise ConfigurationError(f"{what} ({type(root).__name__}: {reason})") from None
@@ -154,7 +153,9 @@ def bundle_network(parser: ConfigParser, weights: Path) -> nn.Module:
     return network
 
 
-def load_engines(parser: ConfigParser, network: nn.Module, max_epochs: int | None) -> tuple[Engine | None, Engine]:
+def load_engines(
+    parser: ConfigParser, network: nn.Module, max_epochs: int | None, seed: int = 0
+) -> tuple[Engine | None, Engine]:
     """Build the trainer and the evaluator of a bundle around a network.
 
     The evaluator gives the outputs of the network as they are: the bundle's own postprocessing often turns them into
@@ -164,6 +165,7 @@ def load_engines(parser: ConfigParser, network: nn.Module, max_epochs: int | Non
         parser: the training configuration.
         network: what takes the place of ``network_def``.
         max_epochs: epochs of the trainer; None if only the evaluator is needed.
+        seed: the seed, set after the bundle has set its own.
 
     Returns:
         the trainer, or None, and the evaluator.
@@ -179,8 +181,9 @@ def load_engines(parser: ConfigParser, network: nn.Module, max_epochs: int | Non
         parser[f"validate#evaluator#{part}"] = None
     parser["validate#evaluator#postprocessing"] = usable_predictions
     parser["validate#evaluator#decollate"] = False
-    if isinstance(handlers := parser.get("train#handlers"), list):
-        parser["train#handlers"] = [one for one in handlers if not _left_out(one)]
+    for place in ("train#handlers", "train#trainer#train_handlers"):
+        if isinstance(handlers := parser.get(place), list):
+            parser[place] = [one for one in handlers if not _left_out(parser, one)]
     if max_epochs is not None:
         _set_epochs(parser, max_epochs)
     hint = "pass --dataset_dir with the folder of its training data; pruning without data is not possible here"
@@ -188,6 +191,7 @@ def load_engines(parser: ConfigParser, network: nn.Module, max_epochs: int | Non
         parser.parse(reset=True)
         if "initialize" in parser:
             parser.get_parsed_content("initialize")
+        set_determinism(seed)
         evaluator = parser.get_parsed_content("validate#evaluator")
         trainer = None if max_epochs is None else parser.get_parsed_content("train#trainer")
         for engine in filter(None, (evaluator, trainer)):
@@ -199,7 +203,11 @@ def load_engines(parser: ConfigParser, network: nn.Module, max_epochs: int | Non
     return trainer, evaluator
 
 
-def _left_out(handler: Any) -> bool:
+def _left_out(parser: ConfigParser, handler: Any) -> bool:
+    seen: set[str] = set()
+    while isinstance(handler, str) and re.fullmatch(r"@\w+(?:(?:#|::)\w+)*", handler) and handler not in seen:
+        seen.add(handler)
+        handler = parser.get(handler[1:])
     return isinstance(handler, Mapping) and str(handler.get("_target_")).rpartition(".")[2] in _LEFT_OUT
 
 
@@ -268,22 +276,3 @@ class BundleEvaluation:
                 "can be computed from them. Let it give logits or probabilities."
             )
         return predictions
-
-
-def case_values(loader: Any, key: str) -> list[str] | None:
-    """Return one entry of each case that a loader reads, such as its image file; None where they are not listed."""
-    items = getattr(loader.dataset, "data", None)
-    if not isinstance(items, (list, tuple)):
-        return None
-    values = [item.get(key) if isinstance(item, Mapping) else None for item in items]
-    return [str(value) for value in values] if all(isinstance(v, (str, int, Path)) for v in values) else None
-
-
-def shared_cases(one: Any, other: Any, patient_key: str | None) -> int | None:
-    """Count the images, or patients where they are named, that two loaders have in common.
-
-    Returns:
-        the number, or None where the data sets do not list their cases.
-    """
-    first, second = (case_values(loader, patient_key or CommonKeys.IMAGE) for loader in (one, other))
-    return None if first is None or second is None else len(set(first) & set(second))

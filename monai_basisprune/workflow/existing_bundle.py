@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,14 +12,13 @@ from typing import Any
 
 from monai.handlers import ValidationHandler
 from monai.utils import set_determinism
-from monai.utils.enums import CommonKeys
 from torch import nn
 
 from ..curve import CurvePoint, PruningCurve, check_selection
-from ..data.identifiers import known
 from ..decomposition import decompose, layer_status
 from ..errors import BasisPruneError, CohortError, ConfigurationError
 from ..evidence import auc_interval, compare_auc
+from ..export import export_network
 from ..handlers import (
     Predictions,
     ProgressHandler,
@@ -33,16 +32,16 @@ from ..persistence import load_pruned
 from ..plan import PruningPlan
 from ..recomposition import recompose
 from ..training import freeze_weights_
-from .bundle import BundleEvidence, PrunedBundle, check_output, pruned_configs, read_metadata, write_pruned_bundle
-from .bundle_configs import find_config
+from .bundle import BundleEvidence, PrunedBundle, pruned_configs, write_pruned_bundle
+from .bundle_cases import check_separate, remember_cases, shared_cases
+from .bundle_configs import find_config, next_metadata
+from .bundle_files import check_output, copy_bundle, read_metadata
 from .bundle_training import (
     BundleEvaluation,
     bundle_network,
-    case_values,
     importable,
     load_engines,
     read_training,
-    shared_cases,
     shown_problems,
 )
 from .transfer import make_budgets
@@ -53,7 +52,8 @@ DEFAULT_TARGETS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """The shares that are removed in the rounds, unless others are asked for."""
 
 _VALIDATION = "validation cases of the bundle, on which the network was also chosen, so the AUC may be flattering"
-_TEST = "test cases of the bundle (configs/evaluate), which nothing was chosen on"
+_TEST = "test cases of the bundle (configs/evaluate), on which this pruning chose nothing"
+_NOT_RUN = ("eval", "output")
 
 
 def prune_bundle(
@@ -72,9 +72,9 @@ def prune_bundle(
     """Prune the network of a classification bundle in rounds, and write a new bundle with the one that is chosen.
 
     The bundle's own ``train`` configuration gives data, loss, optimizer and engines; only scaling factors, norms and
-    head are trained. It all runs in a copy of the bundle, which itself stays as it is. The chosen network is compared
-    with the bundle's own, as its weights file holds it, on the validation cases, or on those of the ``evaluate``
-    configuration where these are others.
+    head are trained. It all runs in a copy of the bundle, which itself stays as it is. Every network is compared with
+    the bundle's own, as its weights file holds it: to choose one, on the validation cases; for the figures of the
+    chosen one, on those of the ``evaluate`` configuration where these are others, else on the validation cases too.
 
     Args:
         bundle: folder of the bundle, in the layout of the model zoo; its configurations are code and are run.
@@ -84,7 +84,7 @@ def prune_bundle(
         budget: ``"parameters"``, ``"macs"`` or ``"bases"``.
         transfer_epochs: epochs before the first cut.
         epochs_per_round: epochs after each cut.
-        margin: the largest loss of AUC that is accepted.
+        margin: the largest loss of AUC on the validation cases, against the bundle's own network, that is accepted.
         selection: ``"point"`` or ``"interval"``; see :meth:`~monai_basisprune.curve.PruningCurve.smallest`.
         patient_key: key of the patient's id in a batch; without it every image counts as a patient of its own.
         seed: the seed.
@@ -104,10 +104,10 @@ def prune_bundle(
     check_output(output, source)
     with tempfile.TemporaryDirectory(prefix="monai-basisprune-") as folder, importable(Path(folder) / "bundle"):
         root = Path(folder) / "bundle"
-        shutil.copytree(source, root)
+        copy_bundle(source, root, [p.name for p in source.iterdir() if p.name[0] == "." or p.name in _NOT_RUN])
         set_determinism(seed)
         try:
-            run = _Run(root, dict(overrides or {}), patient_key)
+            run = _Run(root, dict(overrides or {}), patient_key, seed)
             curve, pruning, saver = run.prune(
                 Path(folder) / "networks", targets, budget, transfer_epochs, epochs_per_round, margin
             )
@@ -152,17 +152,18 @@ def _check_source(bundle: Path) -> Path:
         problems.append("configs/metadata.json")
     if problems:
         raise ConfigurationError("The bundle cannot be pruned, it lacks:\n" + "\n".join(f"  - {p}" for p in problems))
-    read_metadata(bundle)
+    next_metadata(read_metadata(bundle), "", {})  # so that no training is done in vain
     return bundle
 
 
 class _Run:
     """One bundle, ready to be pruned: its network, engines, and the predictions of the unpruned network."""
 
-    def __init__(self, root: Path, overrides: dict[str, Any], patient_key: str | None) -> None:
+    def __init__(self, root: Path, overrides: dict[str, Any], patient_key: str | None, seed: int) -> None:
         self.root = root
         self.overrides = overrides
         self.patient_key = patient_key
+        self.seed = seed
         self.original = bundle_network(read_training(root, overrides), root / "models" / "model.pt").eval()
         self.network = decompose(self.original)
         pruned_configs(root, PruningPlan.from_network(self.network))  # so that no training is done in vain
@@ -183,14 +184,15 @@ class _Run:
         epochs = transfer_epochs + len(targets) * epochs_per_round
         trainer: Any
         evaluator: Any
-        trainer, evaluator = load_engines(read_training(self.root, self.overrides), self.network, epochs)
+        trainer, evaluator = load_engines(read_training(self.root, self.overrides), self.network, epochs, self.seed)
         self.network.to(evaluator.state.device)
         self._check_engines(trainer, evaluator)
         self.evaluation = BundleEvaluation(evaluator, self.patient_key)
-        self.before = self.evaluation.run(self.original)
+        self.before = own = self.evaluation.run(self.original)
         _figures(self.before, self.before, margin)  # so that no training is done for data that give no AUC
         with shown_problems("The bundle's validation cases cannot be read"):
             self.input_shape = tuple(next(iter(evaluator.data_loader))["image"].shape[1:])
+        export_network(self.network, folder.parent / "rehearsal.ts", self.input_shape)
         self._look_for_test_cases(trainer, evaluator, margin)
         importance = TaylorImportance(self.network)
         budgets = make_budgets(budget, targets, self.input_shape)
@@ -198,7 +200,7 @@ class _Run:
             self.network, importance, budgets, trainer.optimizer, transfer_epochs, epochs_per_round
         )
         curve = PruningCurveHandler(
-            self.network, self.input_shape, margin, patient_key=self.patient_key, trainer=trainer
+            self.network, self.input_shape, margin, patient_key=self.patient_key, trainer=trainer, reference=own
         )
         saver = PrunedNetworkSaver(self.network, folder)
         curve.attach(evaluator)
@@ -222,24 +224,8 @@ class _Run:
                 "head): let train#optimizer take network.parameters()."
             )
         for loader in (trainer.data_loader, evaluator.data_loader):
-            known.remember_files(case_values(loader, CommonKeys.IMAGE) or ())
-        shared = shared_cases(trainer.data_loader, evaluator.data_loader, self.patient_key)
-        what = "patients" if self.patient_key else "images"
-        if shared:
-            raise CohortError(
-                f"{shared} {what} are in the training and in the validation data of the bundle: separate them, no AUC "
-                f"on cases that were trained on means anything."
-            )
-        if shared is None:
-            self.notes.append(
-                f"The data sets of the bundle do not list their {what}, so it could not be checked that none is in "
-                f"both the training and the validation data."
-            )
-        elif self.patient_key is None:
-            self.notes.append(
-                "No patients are named, so it could not be checked that none is in both the training and the "
-                "validation data."
-            )
+            remember_cases(loader, self.patient_key)
+        self.notes += check_separate(trainer.data_loader, evaluator.data_loader, self.patient_key)
 
     def _look_for_test_cases(self, trainer: Any, evaluator: Any, margin: float) -> None:
         """Let the evidence come from test cases, if the bundle has any that are in no other part."""
@@ -247,7 +233,9 @@ class _Run:
             self.notes.append("The bundle has no test cases of its own (no configs/evaluate).")
             return
         try:
-            _, tester = load_engines(read_training(self.root, self.overrides, "evaluate"), self.original, None)
+            parser = read_training(self.root, self.overrides, "evaluate")
+            _, tester = load_engines(parser, self.original, None, self.seed)
+            remember_cases(tester.data_loader, self.patient_key)
             loaders = (trainer.data_loader, evaluator.data_loader)
             shared = [shared_cases(tester.data_loader, loader, self.patient_key) for loader in loaders]
             if shared != [0, 0]:
@@ -255,8 +243,13 @@ class _Run:
             evaluation = BundleEvaluation(tester, self.patient_key)
             before = evaluation.run(self.original)
             _figures(before, before, margin)
-        except BasisPruneError as error:
+        except CohortError as error:
             self.notes.append(f"The cases of the bundle's configs/evaluate were not used as test cases: {error}")
+        except BasisPruneError as error:
+            what = "The cases of the bundle's configs/evaluate were not used as test cases: they could not be evaluated"
+            self.notes.append(f"{what}.")
+            # the reason can be a text of other code, so it is shown, but goes into no file
+            warnings.warn(f"{what}. {error}", stacklevel=2)
         else:
             self.evaluation, self.before, self.measured_on = evaluation, before, _TEST
 

@@ -245,7 +245,7 @@ def write_predictions(predictions: Predictions, class_names: Sequence[str], path
                 writer.writerow([case, *(f"{value:.6f}" for value in row)])
 
     write_atomically(path, write)
-    print(f"{len(outputs)} predictions written to {Path(path).name} in output_dir.")
+    print(f"{len(outputs)} predictions written to predictions_file.")
     return Path(path)
 
 

@@ -22,14 +22,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ..errors import BasisPruneError
-from ..evidence import auc_interval
-from ..files import write_atomically
 from .cohort import PreparedCohort, working_folder
-from .inference import load_deployed, predict
 from .redaction import install_redaction
 
-__all__ = ["RepeatTask", "available_cores", "failure_reason", "run_repeat", "run_tasks", "save_test_predictions"]
+__all__ = ["RepeatTask", "available_cores", "failure_reason", "run_repeat", "run_tasks"]
 
 LOG_FILE = "log.txt"
 _COMMAND = f"from {__name__} import run_repeat; run_repeat()"
@@ -132,38 +128,6 @@ def run_repeat() -> None:
     for steps in ("initialize", "prune", "finalize"):
         for index in range(len(parser.get(steps, []))):
             parser.get_parsed_content(f"{steps}::{index}")
-
-
-def save_test_predictions(
-    study: Mapping[str, Any], test_data: Any, output_dir: str | os.PathLike[str], device: Any = "cpu"
-) -> dict[str, Any]:
-    """Write what the chosen network says of each test case into the working folder, to be pooled over folds.
-
-    Args:
-        study: the study record, which is written before.
-        test_data: the test cases.
-        output_dir: folder of the results.
-        device: where to run the network.
-
-    Returns:
-        what was written: ``labels``, ``scores`` and ``patients`` (salted hashes), one for each case.
-
-    Raises:
-        BasisPruneError: if the network does not give the AUC that the study has.
-    """
-    predictions = predict(load_deployed(output_dir, device), test_data, device, patient_key="patient_id")
-    found = {"labels": predictions.labels, "scores": predictions.scores, "patients": predictions.patients}
-    auc, recorded = (
-        auc_interval(predictions.labels, predictions.scores, predictions.patients, resamples=100).auc,
-        study["test"]["pruned"]["auc"],
-    )
-    if abs(auc - recorded) > 0.01:
-        raise BasisPruneError(
-            f"The exported network has an AUC of {auc:.4f} on the test cases and of {recorded:.4f} in study.json: the "
-            f"files in output_dir do not belong together. Run the repeat again."
-        )
-    write_atomically(Path(output_dir) / "work" / "test_predictions.json", json.dumps(found, allow_nan=False))
-    return found
 
 
 def _request(task: RepeatTask) -> bytes:

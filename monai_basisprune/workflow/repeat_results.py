@@ -12,25 +12,32 @@ from typing import Any
 import torch
 
 from ..errors import BasisPruneError
-from ..evidence import auc_interval, chosen_spread, curve_band, layer_overlap
+from ..evidence import auc_interval, chosen_spread, compare_auc, curve_band, layer_overlap
 from ..persistence import plan_path
 from ..plan import PruningPlan
 from ..report import load_study
+from ..report.wording import nothing_pruned
 
-__all__ = ["gather", "is_complete"]
+__all__ = ["forget", "gather", "is_complete"]
 
 _BASIS = ".basis.weight"
 _TOLERANCE = 1e-3
+_POOLED = ("labels", "original", "pruned", "patients")
 
 
 def is_complete(folder: Path) -> bool:
     """Tell whether a repeat came to its end: its study is there and valid, and so is what is pooled over folds."""
     try:
         load_study(folder / "study.json")
-        predictions = json.loads((folder / "work" / "test_predictions.json").read_text(encoding="utf-8"))
+        predictions = json.loads(_predictions(folder).read_text(encoding="utf-8"))
     except (BasisPruneError, OSError, ValueError):
         return False
-    return isinstance(predictions, dict) and {"labels", "scores", "patients"} <= set(predictions)
+    return isinstance(predictions, dict) and set(_POOLED) <= set(predictions)
+
+
+def forget(folder: Path) -> None:
+    """Mark a repeat as not complete before it runs again: what it left to be pooled is of an earlier network."""
+    _predictions(folder).unlink(missing_ok=True)
 
 
 def gather(
@@ -57,6 +64,12 @@ def gather(
             "and validation, and in all that is random in training. So the spread leaves out what other test patients "
             "would change."
         )
+    remarks += _unsupported(studies)
+    if any(study["pruning"].get("epochs_per_round") and not nothing_pruned(study) for study in studies):
+        remarks.append(
+            "The pruned networks were trained for more epochs than the unpruned ones: a part of any gain may come from "
+            "the longer training."
+        )
     quantity = studies[0]["pruning"]["budget"]
     if quantity != "parameters":
         remarks.append(
@@ -65,7 +78,7 @@ def gather(
     band = curve_band([_band_points(entry["curve"]) for entry in entries])
     spread = chosen_spread([entry["chosen_reduction"] for entry in entries])
     overlap, remark = _overlap([folder for *_, folder in repeats], studies, spread.median)
-    pooled, pooled_remark = _pooled(repeats)
+    pooled, pooled_remark = _pooled(repeats, studies[0]["pruning"]["auc_margin"])
     return {
         "repeats": entries,
         "failed": [dict(entry) for entry in failed],
@@ -79,13 +92,16 @@ def gather(
 
 
 def _entry(seed: int, fold: int | None, folds: int | None, study: Mapping[str, Any]) -> dict[str, Any]:
+    difference = study["test"]["difference"]
+    # the unpruned network, where it was kept, is not compared with itself
+    test = dict.fromkeys(difference) if nothing_pruned(study) else difference
     return {
         "seed": seed,
         "fold": fold,
         "folds": folds,
         "curve": [
             {
-                "target": point["target"],
+                "target": None if point["target"] is None else _target(point),
                 "parameter_reduction": point["parameter_reduction"],
                 "auc": point["auc"]["auc"],
             }
@@ -94,8 +110,34 @@ def _entry(seed: int, fold: int | None, folds: int | None, study: Mapping[str, A
         "chosen_reduction": study["chosen"]["parameter_reduction"],
         "chosen_parameters": study["chosen"]["parameters"],
         "test_auc": study["test"]["pruned"]["auc"],
-        "test_difference": study["test"]["difference"]["difference"],
+        "test_difference": test["difference"],
+        "test_low": test["low"],
+        "test_high": test["high"],
+        "test_confidence": difference["confidence"],
+        "margin": difference["margin"],
+        "non_inferior": test["non_inferior"],
     }
+
+
+def _unsupported(studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say in how many repeats the validation cases do not show that the chosen network is good enough."""
+    unsupported = sum(not study["chosen"]["supported_by_interval"] and not nothing_pruned(study) for study in studies)
+    if not unsupported:
+        return []
+    needed = [(study["search"] or {}).get("required_positive_patients") for study in studies]
+    known = [patients for patients in needed if patients is not None]
+    patients = f"{min(known)} to {max(known)}" if known and min(known) < max(known) else f"{max(known, default=0)}"
+    would = f" About {patients} positive patients would be needed for that." if known else ""
+    return [
+        f"In {unsupported} of {len(studies)} repeats the validation cases do not show that the chosen network is not "
+        f"worse by more than the margin of {studies[0]['pruning']['auc_margin']:g} AUC: it was chosen by its AUC alone."
+        f"{would}"
+    ]
+
+
+def _target(point: Mapping[str, Any]) -> float:
+    # halving steps comes to one target on several ways, which differ by rounding
+    return round(float(point["target"]), 9)
 
 
 def _band_points(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
@@ -108,11 +150,11 @@ def _overlap(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Compare the kept bases at the target nearest to the median choice, or those of the chosen networks."""
     max_ranks = {layer["name"]: layer["max_rank"] for layer in studies[0]["layers"] if layer["rank"] is not None}
-    bases = [{p["target"]: p["bases"] for p in study["curve"] if p["target"]} for study in studies]
+    bases = [{_target(p): p["bases"] for p in study["curve"] if p["target"]} for study in studies]
     common = set(bases[0]).intersection(*bases[1:])
     if common:
         by_target = [
-            {p["target"]: p["parameter_reduction"] for p in study["curve"] if p["target"] in common}
+            {_target(p): p["parameter_reduction"] for p in study["curve"] if p["target"] and _target(p) in common}
             for study in studies
         ]
         reached = {target: statistics.median(points[target] for points in by_target) for target in common}
@@ -171,14 +213,21 @@ def _same_bases(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool(torch.all((a * b).sum(dim=1).abs() >= (1 - _TOLERANCE) * norms))
 
 
+def _predictions(folder: Path) -> Path:
+    return folder / "work" / "test_predictions.json"
+
+
 def _network_file(folder: Path, bases: int) -> Path:
     return folder / "work" / "networks" / f"bases_{bases:06d}.pt"
 
 
 def _pooled(
-    repeats: Sequence[tuple[int, int | None, int | None, Path]],
+    repeats: Sequence[tuple[int, int | None, int | None, Path]], margin: float
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the AUC of the test cases of all folds together, where these hold each patient once."""
+    """Return both AUCs of the test cases of all folds together and their difference, where each patient is there once.
+
+    The difference is that of the procedure: in each fold, the network that was chosen there against its unpruned one.
+    """
     folds = repeats[0][2]
     if folds is None:
         return None, []
@@ -188,14 +237,19 @@ def _pooled(
             f"The AUC over the test cases of all folds is not computable, because these of {folds} folds have no "
             f"result: {', '.join(map(str, missing))}."
         ]
-    pooled: dict[str, list[Any]] = {"labels": [], "scores": [], "patients": []}
+    pooled: dict[str, list[Any]] = {name: [] for name in _POOLED}
     for *_, folder in repeats:
-        found = json.loads((folder / "work" / "test_predictions.json").read_text(encoding="utf-8"))
+        found = json.loads(_predictions(folder).read_text(encoding="utf-8"))
         if set(found["patients"]) & set(pooled["patients"]):
             return None, ["The AUC over all folds is not computable, because a patient is in two test sections."]
         for name, values in pooled.items():
             values += found[name]
-    return auc_interval(pooled["labels"], pooled["scores"], pooled["patients"]).to_dict(), [
+    labels, original, pruned, patients = pooled.values()
+    return {
+        "original": auc_interval(labels, original, patients).to_dict(),
+        "pruned": auc_interval(labels, pruned, patients).to_dict(),
+        "difference": compare_auc(labels, original, pruned, patients, margin).to_dict(),
+    }, [
         f"The AUC over the test cases of all {folds} folds compares scores of different networks with each other, and "
         "its interval leaves out how the networks would change with other training patients."
     ]

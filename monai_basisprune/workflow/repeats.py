@@ -1,4 +1,4 @@
-"""Repeats of a study over seeds and folds: planned, run, resumed, and gathered into one record."""
+"""Repeats of a study over seeds and folds: run, resumed, and gathered into one record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hmac
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +20,21 @@ from monai.utils import set_determinism
 from .._version import __version__
 from ..data import divide_datalist
 from ..data.pseudonyms import load_or_create_salt
-from ..data.splits import check_folds
 from ..errors import BasisPruneError, ConfigurationError
 from ..files import write_atomically
 from ..report import write_stability
 from ..training import linear_layers
 from .cohort import PreparedCohort, working_folder
+from .repeat_plan import Repeat, plan_repeats
 from .repeat_process import RepeatTask, available_cores, run_tasks
-from .repeat_results import gather, is_complete
+from .repeat_results import forget, gather, is_complete
 from .start import RunStart, running_parser
 
-__all__ = ["Repeat", "plan_repeats", "run_repeats", "setting_digests"]
+__all__ = ["run_repeats", "setting_digests"]
 
 _NOT_SETTINGS = {"output_dir", "bundle_root", "parallel", "repeats", "fold", "split_seed", "save_execute_config"}
 _RECORD = "repeat.json"
 _SPLIT = "(the images, their labels and their split)"
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """One repeat.
-
-    Attributes:
-        number: its number, from 0.
-        seed: its seed.
-        fold: the fold of its test section, or None.
-        folds: number of folds, or None.
-    """
-
-    number: int
-    seed: int
-    fold: int | None
-    folds: int | None
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return f"repeat-{self.number:02d}"
-
-    def __str__(self) -> str:
-        fold = "" if self.fold is None else f", fold {self.fold} of {self.folds}"
-        return f"{self.name} (seed {self.seed}{fold})"
-
-
-def plan_repeats(repeats: int, seed: int, folds: int | None = None, fold: int | None = None) -> list[Repeat]:
-    """Return the seed and the fold of each repeat: repeat r has the seed plus r and, with folds, fold r.
-
-    Args:
-        repeats: number of repeats, at least 2.
-        seed: seed of the first one.
-        folds: number of folds by patient, or None (0 means the same): then all repeats have the same test patients.
-        fold: must be None; one fold alone is a run of ``prune``.
-
-    Raises:
-        ConfigurationError: if a value cannot be used.
-    """
-    problems = []
-    for name, value, least in (("repeats", repeats, 2), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            problems.append(f"{name} must be a whole number from {least}, got {value!r}")
-    if fold is not None:
-        problems.append(f"fold {fold!r} was set: `repeat` runs the folds itself; set it only for a single `prune`")
-    if folds:
-        try:
-            check_folds(folds, 0)
-            if not problems and repeats > folds:
-                problems.append(f"{repeats} repeats need as many folds, got folds {folds}: each is the test once")
-        except ConfigurationError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigurationError("The repeats cannot be planned:\n" + "\n".join(f"  - {line}" for line in problems))
-    return [Repeat(r, seed + r, r if folds else None, folds or None) for r in range(repeats)]
 
 
 def run_repeats(
@@ -160,6 +104,7 @@ def run_repeats(
         tasks = []
         for index in pending:
             record = {"seed": planned[index].seed, "fold": planned[index].fold, "settings": digests[index]}
+            forget(folders[index])
             write_atomically(folders[index] / _RECORD, json.dumps(record, indent=1))
             child = _configuration(config, planned[index], seed, folders[index], weights, start.command)
             tasks.append(RepeatTask(folders[index], child, cohorts[index]))
@@ -236,10 +181,6 @@ def _configuration(
     own["start"]["command"] = f"{command} [{repeat}]"
     if weights is not None:
         own["pretrained_network"]["pretrained"] = str(weights)
-    own["prune"] = [
-        *own["prune"],
-        "$monai_basisprune.workflow.save_test_predictions(@study, @test_data, @output_dir, @device)",
-    ]
     return own
 
 

@@ -23,17 +23,17 @@ from torch import nn
 from .._version import __version__
 from ..curve import CurvePoint, PruningCurve
 from ..decomposition import layer_status
-from ..errors import BasisPruneError
-from ..evidence import auc_interval, compare_auc, holm, roc_curve_points
+from ..evidence import holm
 from ..export import export_network
 from ..files import write_atomically
-from ..handlers import Predictions, PrunedNetworkSaver, PruningHandler
+from ..handlers import PrunedNetworkSaver, PruningHandler
 from ..persistence import load_pruned, save_pruned
 from ..report import format_summary, save_study, write_report
-from .audit import audit_networks, check_audit_cases, describe_probabilities
+from .audit import audit_networks, check_audit_cases
 from .cohort import PreparedCohort
-from .inference import load_deployed, predict
+from .inference import load_deployed
 from .start import RunStart
+from .study_test import compare_on_test_cases, cost_on_device, save_test_predictions
 
 __all__ = ["finish_study"]
 
@@ -109,7 +109,9 @@ def finish_study(
         carried = {**preprocessing, "class_names": cohort.datalist["class_names"]}
         notes += export_network(network, staging / "model.ts", input_shape, metadata=carried).remarks
         save_pruned(network, staging / "model.pt")
-        test, before, after = _test(unpruned.to(device), load_deployed(staging, device), test_data, device, margin)
+        test, before, after = compare_on_test_cases(
+            unpruned.to(device), load_deployed(staging, device), test_data, device, margin
+        )
         items = cohort.datalist["test"]
         audit, pictures = audit_networks(
             before, after, unpruned, network, test_data, items, margin, audit_cases, device
@@ -132,6 +134,7 @@ def finish_study(
                 "input_shape": list(input_shape),
                 "parameters": rounds[0].parameters,
                 "macs": rounds[0].macs,
+                **cost_on_device(unpruned, input_shape, device),
             },
             "pruning": {
                 "importance": type(pruning.importance).__name__,
@@ -154,6 +157,7 @@ def finish_study(
                 "macs": chosen.macs,
                 "parameter_reduction": chosen.parameter_reduction,
                 "mac_reduction": chosen.mac_reduction,
+                **cost_on_device(network, input_shape, device),
                 "reason": reason,
                 "supported_by_interval": bool(chosen.difference and chosen.difference["non_inferior"]),
             },
@@ -181,25 +185,10 @@ def finish_study(
         write_atomically(staging / "evaluations.json", json.dumps(curve.to_list(), indent=1, allow_nan=False))
         shutil.copyfile(cohort.datalist_file, staging / "datalist.json")
         save_study(study, staging / "study.json")
+        save_test_predictions(before, after, output / "work" / "test_predictions.json")
         _publish(staging, output)
     print(f"\n{format_summary(study)}\n")
     return study
-
-
-def _test(
-    unpruned: nn.Module, pruned: nn.Module, data: Dataset, device: torch.device | str, margin: float
-) -> tuple[dict[str, Any], Predictions, Predictions]:
-    before = predict(unpruned, data, device, patient_key="patient_id")
-    after = predict(pruned, data, device, patient_key="patient_id")
-    if before.case_ids != after.case_ids:
-        raise BasisPruneError("Both networks must see the same test cases in the same order.")
-    result: dict[str, Any] = {
-        name: asdict(auc_interval(predictions.labels, predictions.scores, predictions.patients))
-        for name, predictions in (("original", before), ("pruned", after))
-    }
-    result["difference"] = asdict(compare_auc(before.labels, before.scores, after.scores, before.patients, margin))
-    result["roc"] = {name: _roc(predictions) for name, predictions in (("original", before), ("pruned", after))}
-    return result | describe_probabilities(before, after), before, after
 
 
 def _adjusted_p_values(rounds: Sequence[CurvePoint]) -> dict[int, float]:
@@ -214,30 +203,23 @@ def _adjusted_p_values(rounds: Sequence[CurvePoint]) -> dict[int, float]:
 
 def _publish(staging: Path, output: Path) -> None:
     """Move all files to their places, or, where one cannot be moved, none."""
-    # the record goes last: whoever finds it finds all that it names
+    # the record leaves first and comes last: whoever finds one, even after a kill, finds all that it names
     new = sorted(staging.iterdir(), key=lambda path: path.name == "study.json")
     earlier = staging / "earlier"
     earlier.mkdir()
-    moved: list[Path] = []
     try:
+        for path in reversed(new):
+            if (output / path.name).is_file():
+                os.replace(output / path.name, earlier / path.name)
         for path in new:
-            place = output / path.name
-            if place.is_file():
-                os.replace(place, earlier / path.name)
-            moved.append(place)
-            os.replace(path, place)
+            os.replace(path, output / path.name)
     except BaseException:  # Ctrl-C as well
-        for place in moved:
-            if (earlier / place.name).is_file():
-                os.replace(earlier / place.name, place)
-            elif place.is_file():
-                place.unlink()
+        for path in new:
+            if (earlier / path.name).is_file():
+                os.replace(earlier / path.name, output / path.name)
+            elif not path.exists():  # it was moved, and there was none before
+                (output / path.name).unlink(missing_ok=True)
         raise
-
-
-def _roc(predictions: Predictions) -> dict[str, list[float]]:
-    points = roc_curve_points(predictions.labels, predictions.scores)
-    return {"fpr": points.false_positive_rate, "tpr": points.true_positive_rate}
 
 
 def _notes(curve: PruningCurve, pruning: PruningHandler, chosen: CurvePoint, margin: float) -> list[str]:

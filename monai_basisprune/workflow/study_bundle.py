@@ -11,13 +11,15 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from ..decomposition import layer_status
 from ..errors import ConfigurationError, PlanMismatchError
 from ..fingerprint import architecture_of
 from ..persistence import load_pruned
 from ..plan import PruningPlan
 from ..report import load_study
-from .bundle import BundleEvidence, PrunedBundle, check_output, write_pruned_bundle
+from .bundle import BundleEvidence, PrunedBundle, write_pruned_bundle
 from .bundle_configs import config_files, find_config
+from .bundle_files import check_output
 from .inference import DEPLOYMENT_KEYS, read_deployment
 
 __all__ = ["export_study_bundle"]
@@ -43,7 +45,8 @@ def export_study_bundle(
 
     Raises:
         ConfigurationError: if there is no study, or no bundle.
-        PlanMismatchError: if no network of the bundle is the one that was pruned.
+        PlanMismatchError: if no network of the bundle is the one that was pruned, or the files of the study are of
+            different runs.
     """
     results = Path(study_dir)
     missing = [
@@ -60,6 +63,13 @@ def export_study_bundle(
         Path(bundle), PruningPlan.load(results / "model.plan.json"), {**deployment, **(overrides or {})}
     )
     network = load_pruned(network_def, results / "model.pt")
+    if {layer.name: layer.rank for layer in layer_status(network)} != {
+        la["name"]: la["rank"] for la in study["layers"]
+    }:
+        raise PlanMismatchError(
+            "study.json is not of the network in model.pt, their layers differ: name the output_dir of a pruning run, "
+            "with all files as the run left them."
+        )
     test, chosen = study["test"], study["chosen"]
     evidence = BundleEvidence(
         measured_on="test cases of the study, which were read once, at its end",

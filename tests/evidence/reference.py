@@ -23,21 +23,22 @@ def delong(labels, columns):
     return np.atleast_2d(np.cov(rows)) / rows.shape[1] + np.atleast_2d(np.cov(cols)) / cols.shape[1]
 
 
-def obuchowski(labels, scores, patients):
-    """Obuchowski 1997, variance of one clustered AUC, written as in the paper."""
-    matrix = pair_matrix(labels, scores)
-    area = matrix.mean()
-    above, below = matrix.mean(axis=1), matrix.mean(axis=0)
-    m, n = matrix.shape
+def obuchowski(labels, columns, patients):
+    """Obuchowski 1997, covariance of two clustered AUCs (of one with itself: its variance), as in the paper."""
     names = np.unique(patients)
-    positive = np.array([(above[patients[labels == 1] == p] - area).sum() for p in names])
-    negative = np.array([(below[patients[labels == 0] == p] - area).sum() for p in names])
+    positive, negative = [], []
+    for column in columns:
+        matrix = pair_matrix(labels, column)
+        area, above, below = matrix.mean(), matrix.mean(axis=1), matrix.mean(axis=0)
+        positive.append(np.array([(above[patients[labels == 1] == p] - area).sum() for p in names]))
+        negative.append(np.array([(below[patients[labels == 0] == p] - area).sum() for p in names]))
+    m, n = matrix.shape
     with_positive = len(np.unique(patients[labels == 1]))
     with_negative = len(np.unique(patients[labels == 0]))
-    s10 = with_positive / ((with_positive - 1) * m) * (positive**2).sum()
-    s01 = with_negative / ((with_negative - 1) * n) * (negative**2).sum()
-    s11 = len(names) / (len(names) - 1) * (positive * negative).sum()
-    return s10 / m + s01 / n + 2 * s11 / (m * n)
+    s10 = with_positive / ((with_positive - 1) * m) * (positive[0] * positive[1]).sum()
+    s01 = with_negative / ((with_negative - 1) * n) * (negative[0] * negative[1]).sum()
+    s11 = len(names) / (len(names) - 1) * (positive[0] * negative[1] + positive[1] * negative[0]).sum()
+    return s10 / m + s01 / n + s11 / (m * n)
 
 
 def clustered_sample(seed, patients=80, images=4, prevalence=0.4, mixed=False, shift=1.2):

@@ -93,7 +93,7 @@ def test_many_cases_give_the_textbook_interval():
 def test_bootstrap_agrees_with_obuchowski(mixed):
     labels, columns, patients = reference.clustered_sample(5, patients=300, mixed=mixed)
     result = auc_interval(labels, columns[:, 0], patients)
-    analytic = np.sqrt(reference.obuchowski(labels, columns[:, 0], patients))
+    analytic = np.sqrt(reference.obuchowski(labels, [columns[:, 0]] * 2, patients))
     assert result.standard_error == pytest.approx(analytic, rel=0.06)
     assert result.standard_error > 1.1 * auc_interval(labels, columns[:, 0]).standard_error or mixed
 

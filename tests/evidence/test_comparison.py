@@ -107,6 +107,18 @@ def test_same_scores():
     assert not compare_auc(labels, first, first, patients, margin=0).non_inferior
 
 
+def test_scores_that_differ_by_rounding_are_the_same_and_others_in_the_same_order_are_not():
+    labels, first, _, patients = sample(7, patients=40)
+    rounding = 1e-6 * np.random.default_rng(0).choice([-1, 1], len(first))
+    result = compare_auc(labels, first, first + rounding, patients)
+    assert (result.difference, result.low, result.high, result.non_inferior) == (0, 0, 0, True)
+    assert result.method == "both networks return the same scores, up to rounding"
+    other = compare_auc(labels, first, np.exp(first), patients)
+    assert other.difference == 0
+    assert other.low < -0.1
+    assert not other.non_inferior
+
+
 @pytest.mark.parametrize("patients", [None, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]])
 def test_two_perfect_networks_of_few_patients_prove_nothing(patients):
     labels = [0] * 6 + [1] * 6

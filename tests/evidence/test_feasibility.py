@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from monai_basisprune.evidence import required_positive_patients
-from monai_basisprune.evidence.feasibility import ASSUMED_CORRELATION, sample_problem
+from monai_basisprune.evidence.feasibility import ASSUMED_CORRELATION, patients_by_class, sample_problem
 
 
 def test_too_few_patients_are_told_with_the_number_that_is_needed():
@@ -16,7 +17,7 @@ def test_too_few_patients_are_told_with_the_number_that_is_needed():
         "too small to show that a pruned network is not worse by more than 0.01 AUC, even one that is just as good",
         "with 20 positive and 60 negative patients, the interval of the difference would reach -0.0",
         "(AUC 0.900, assumed; correlation 0.95, assumed)",
-        f"about {needed} positive patients, with 3 negative ones for each.",
+        f"about {needed} positive and {3 * needed} negative patients.",
     ):
         assert words in problem.message
     assert sample_problem(0.01, 0.9, needed, 3 * needed, "assumed") is None
@@ -48,3 +49,23 @@ def test_more_than_ten_million_patients_are_no_number():
     problem = sample_problem(1e-6, 0.8, 50, 50, "assumed")
     assert problem.required_positive_patients is None
     assert "It would need more than ten million positive patients" in problem.message
+
+
+def test_patients_are_counted_in_each_class_that_they_have_a_case_of():
+    labels, patients = [1, 1, 0, 0, 0, 1], ["a", "a", "a", "b", "c", "d"]
+    assert patients_by_class(labels, patients) == (2, 3)
+    assert patients_by_class(labels) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "patients", "words"),
+    [
+        ([0, -1], ["a", "b"], "labels must be 0 (negative) or 1 (positive), found 1 other value(s): -1"),
+        ([0.0, math.nan], None, "labels must be 0 (negative) or 1 (positive)"),
+        ([1, 1], ["a", "b"], "only one class is present"),
+        ([0, 1], ["a", ""], "1 of 2 cases have no patient"),
+    ],
+)
+def test_cases_that_cannot_be_counted_are_refused(labels, patients, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        patients_by_class(labels, patients)

@@ -27,7 +27,6 @@ def test_band_holds_what_all_repeats_say_of_a_target():
         assert (point.low, point.high, point.repeats) == (min(aucs), max(aucs), 3)
     assert "share patients, so this range is no confidence interval" in band.method
     assert "1 target ratios that only one repeat reached are left out" in band.method
-    assert "share patients" not in curve_band(curves, share_patients=False).method
 
 
 def test_one_repeat_gives_no_band_but_the_reason():

@@ -17,7 +17,7 @@ from torch import nn
 import monai_basisprune as mbp
 from monai_basisprune.curve import PruningCurve
 from monai_basisprune.evidence import auc_interval, compare_auc
-from monai_basisprune.handlers import PruningCurveHandler, PruningHandler
+from monai_basisprune.handlers import Predictions, PruningCurveHandler, PruningHandler
 from monai_basisprune.handlers.predictions import positive_scores
 
 from .engines import cases, evaluator, loader, network_and_optimizer, trainer
@@ -139,6 +139,21 @@ def test_the_epoch_is_that_of_the_trainer():
     alone = PruningCurveHandler(network, SHAPE)
     evaluator(network, [alone], loader(data, 12)).run()
     assert alone.curve.points[0].epoch == 1
+
+
+def test_the_reference_may_be_what_another_network_gives():
+    data = cases(24)
+    network, _ = network_and_optimizer()
+    labels, scores = labels_of(data), [float(index % 7) for index in range(24)]
+    given = Predictions([[score] for score in scores], labels, [str(case["patient_id"]) for case in data])
+    handler = PruningCurveHandler(network, SHAPE, reference=given)
+    engine = evaluator(network, [handler], loader(data, 5))
+    engine.run()
+    pruned(network, 0.5)
+    engine.run()
+    first, second = handler.curve.points
+    assert first.difference is None
+    assert second.difference["reference_auc"] == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_the_reference_is_the_last_evaluation_of_the_unpruned_network():

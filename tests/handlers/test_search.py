@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import re
 from typing import Any
@@ -78,6 +79,18 @@ class Session:
     def _after(self, engine: Any) -> None:
         self.after[engine.state.epoch] = snapshot(self.network)
 
+    def parts(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, in the order in which it is loaded."""
+        return {
+            "pruning": self.pruning,
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "taylor": self.taylor,
+            "curve": self.curve,
+            "schedule": self.schedule,
+            "trainer": self.engine,
+        }
+
     def run(self) -> Session:
         self.engine.run()
         return self
@@ -114,13 +127,51 @@ def test_the_search_closes_in_on_a_network(session):
 
 def test_a_network_that_fails_goes_back_bit_by_bit_and_is_cut_less(session):
     """What is trained after a failure is what would have been, had the smaller target come first."""
-    last = 2
+    accepted = 2
     for index, step in enumerate(session.steps[:-1]):
-        last = step.epoch if step.accepted else last
-        twin, scores = copy.deepcopy(session.before[last])
+        accepted = step.epoch if step.accepted else accepted
+        # a larger target after a miss goes on from there, a smaller one goes back
+        onwards = session.steps[index + 1].target > step.target
+        twin, scores = copy.deepcopy(session.before[step.epoch if onwards else accepted])
         mbp.prune_(twin, scores, mbp.Budget(bases=session.steps[index + 1].target))
         assert same_bits(snapshot(twin), session.after[step.epoch])
     assert not all(step.accepted for step in session.steps[:-1])
+
+
+def scripted(session: Session, differences: list[tuple[float, float]]) -> None:
+    """Let the curve report these differences and upper ends, whatever was measured."""
+    script = iter(differences)
+    judge = session.rounds.search.judge
+
+    def told(point: Any) -> bool:
+        difference, high = next(script)
+        return judge(dataclasses.replace(point, difference={"difference": difference, "low": -1.0, "high": high}))
+
+    session.rounds.search.judge = told  # type: ignore[method-assign]
+
+
+def test_a_network_that_is_only_missed_is_pruned_on_and_gone_back_to_from_behind():
+    session = Session(lr=0.02, transfer=2, margin=0.05, bisections=1)
+    missed, accepted, failed = (-0.1, 0.1), (0.0, 0.1), (-0.5, -0.4)
+    scripted(session, [missed, accepted, failed, missed])
+    session.run()
+    assert session.rounds.search.outcomes == ["missed", "accepted", "failed", "missed"]
+    assert [step.target for step in session.steps] == pytest.approx([0.2, 0.4, 0.7, 0.55])
+    # epoch 2 is the transfer; 3 was missed and pruned on; 5 failed, so 6 goes back to epoch 4
+    for cut, came_from, target in ((3, 3, 0.4), (4, 4, 0.7), (5, 4, 0.55)):
+        twin, scores = copy.deepcopy(session.before[came_from])
+        mbp.prune_(twin, scores, mbp.Budget(bases=target))
+        assert same_bits(snapshot(twin), session.after[cut])
+    assert same_bits(snapshot(session.network), snapshot(session.before[4][0]))
+
+
+def test_where_the_last_target_is_missed_the_network_goes_back():
+    session = Session(lr=0.02, transfer=2, margin=0.05, bisections=0)
+    missed, accepted = (-0.1, 0.1), (0.0, 0.1)
+    scripted(session, [accepted, missed, missed])
+    session.run()
+    assert [step.target for step in session.steps] == TARGETS
+    assert same_bits(snapshot(session.network), snapshot(session.before[3][0]))
 
 
 def test_in_the_end_the_network_is_the_smallest_that_was_accepted(session):
@@ -196,7 +247,7 @@ def test_each_decision_is_logged(caplog):
     lines = [record.getMessage() for record in caplog.records if record.name == LOGGER]
     assert len(lines) == len(session.steps)
     for line, step in zip(lines, session.steps, strict=True):
-        said = "accepted" if step.accepted else "not accepted, back to the last network that was"
+        said = "accepted" if step.accepted else "not accepted"
         assert line == f"Target {step.target:g}: AUC {step.auc:.3f}, {said} by the rule 'point' with a margin of 0.05."
     rounds = [record.getMessage() for record in caplog.records if record.name.endswith(".pruning")]
     assert rounds[0].startswith("Round 1 of at most 6: ")
@@ -207,28 +258,31 @@ def test_each_decision_is_logged(caplog):
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_a_search_that_was_interrupted_and_resumed_is_the_one_that_was_not(tmp_path, at):
-    def parts(session: Session) -> dict[str, Any]:
-        return {
-            "pruning": session.pruning,
-            "network": session.network,
-            "optimizer": session.optimizer,
-            "taylor": session.taylor,
-            "curve": session.curve,
-            "schedule": session.schedule,
-            "trainer": session.engine,
-        }
-
     session = Session(lr=0.02)
-    CheckpointSaver(str(tmp_path), parts(session), save_interval=1).attach(session.engine)
+    CheckpointSaver(str(tmp_path), session.parts(), save_interval=1).attach(session.engine)
     session.run()
     assert session.engine.state.epoch > 4
     again = Session(lr=0.02)
-    CheckpointLoader(str(tmp_path / f"checkpoint_epoch={at}.pt"), parts(again)).attach(again.engine)
+    CheckpointLoader(str(tmp_path / f"checkpoint_epoch={at}.pt"), again.parts()).attach(again.engine)
     again.run()
     assert again.rounds.search.to_record() == session.rounds.search.to_record()
     assert same_bits(snapshot(again.network), snapshot(session.network))
     torch.testing.assert_close(again.optimizer.state_dict(), session.optimizer.state_dict(), rtol=0, atol=0)
     assert again.curve.curve == session.curve.curve
+
+
+def test_a_search_that_has_ended_trains_no_further_when_it_is_resumed(tmp_path):
+    session = Session(lr=0.02, margin=0.99)  # ends before max_epochs
+    CheckpointSaver(str(tmp_path), session.parts(), save_interval=1).attach(session.engine)
+    session.run()
+    last = session.engine.state.epoch
+    assert last < session.pruning.max_epochs
+    again = Session(lr=0.02, margin=0.99)
+    CheckpointLoader(str(tmp_path / f"checkpoint_epoch={last}.pt"), again.parts()).attach(again.engine)
+    again.run()
+    assert same_bits(snapshot(again.network), snapshot(session.network))
+    assert again.curve.curve == session.curve.curve
+    assert again.rounds.search.choose(again.curve.curve) == session.rounds.search.choose(session.curve.curve)
 
 
 def test_a_checkpoint_with_and_one_without_a_search_do_not_mix():
@@ -303,6 +357,17 @@ def test_a_search_without_evaluations_is_an_error_that_says_what_is_missing():
         engine.run()
 
 
+def test_a_search_that_starts_from_a_pruned_network_has_nothing_to_compare_with():
+    session = Session()
+    scores = mbp.SingularValueImportance(session.network).scores()
+    mbp.prune_(session.network, scores, mbp.Budget(parameters=0.3), session.optimizer)
+    session.importance.reset()
+    with pytest.raises(
+        mbp.ConfigurationError, match="The first evaluation of the pruning curve is of a pruned network"
+    ):
+        session.run()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -333,6 +398,14 @@ def test_a_target_that_cannot_be_met_stops_the_run_before_any_training():
     with pytest.raises(mbp.BudgetError, match="cannot be met"):
         session.run()
     assert session.engine.state.iteration == 0
+
+
+def test_targets_of_another_quantity_are_another_search():
+    session, other = Session(), Session()
+    other.rounds.bind([mbp.Budget(parameters=target) for target in TARGETS])
+    words = "The checkpoint is of a search with targets of bases, this one has targets of parameters: go on with the"
+    with pytest.raises(mbp.PlanMismatchError, match=words):
+        other.pruning.load_state_dict(session.pruning.state_dict())
 
 
 def test_a_checkpoint_of_another_search_cuts_nothing():

@@ -59,6 +59,24 @@ def test_axis_is_stretched_and_ticks_stand_apart() -> None:
     assert min(after - before for before, after in pairwise(places)) > 0.29
 
 
+def test_no_tick_claims_an_auc_above_one() -> None:
+    study = make_study()
+    for point in study["curve"]:
+        point["auc"] |= {"auc": 0.99, "low": 0.985, "high": 0.999}
+    axes = curve_figure(study).axes[0]
+    axes.figure.canvas.draw()
+    assert max(axes.get_yticks()) <= 1
+    assert axes.get_ylim()[1] > 1  # room for the line
+
+
+def test_small_reductions_get_ticks_of_their_own() -> None:
+    study = make_study()
+    study["curve"] = study["curve"][:2]
+    study["chosen"] |= {"round": 1, "parameter_reduction": study["curve"][1]["parameter_reduction"]}
+    axes = curve_figure(study).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "10", "25", "40", "50"]
+
+
 def test_curve_draws_the_numbers_of_the_record() -> None:
     study = make_study()
     study["curve"][6]["auc"] = auc_record(None, 100)
@@ -120,10 +138,10 @@ def test_reliability_draws_the_points_of_both_networks() -> None:
     study = make_study()
     diagram, counts = reliability_figure(study).axes
     lines = {str(line.get_label()).split(":")[0]: line for line in diagram.get_lines()}
-    for name in ("original", "pruned"):
+    for name, words in (("original", "before pruning"), ("pruned", "after pruning")):
         points = study["test"]["calibration"][name]["points"]
-        assert list(lines[name].get_xdata()) == points["mean_probability"]
-        assert list(lines[name].get_ydata()) == points["positive_fraction"]
+        assert list(lines[words].get_xdata()) == points["mean_probability"]
+        assert list(lines[words].get_ydata()) == points["positive_fraction"]
     cases = study["test"]["calibration"]["original"]["points"]["cases"]
     assert [bar.get_height() for bar in counts.patches] == cases * 2
     with pytest.raises(ConfigurationError, match="holds no calibration"):

@@ -7,7 +7,7 @@ from monai_basisprune.report.methods import limits_sentences, methods_paragraph
 
 
 def test_methods_hold_the_figures() -> None:
-    text = plain(methods_paragraph(make_study()))
+    text = plain(methods_paragraph(make_study(search=None)))
     for words in (
         "A DenseNet121 (6.96 M parameters; 231 M multiply-accumulate operations for one input of 1 × 64 × 64)",
         "after 6 epochs of transfer learning",
@@ -58,13 +58,33 @@ def test_what_goes_beyond_the_auc_is_told() -> None:
         "Brier score 0.130 (0.100 to 0.160) before and 0.170 (0.140 to 0.200) after",
         "in groups of the test set by sex, age band, scanner manufacturer; 4 groups could be tested, with Holm's",
         "The most unfavorable change was -0.030 (-0.080 to +0.020) (age band: 60 to 79; 48 cases; adjusted p = 1.000).",
-        "was searched for in 4 steps, each accepted or refused on the validation set for a margin of 0.01.",
+        "was searched for in 4 steps (targets, in this order: 50, 75, 95, 90 % of the parameters).",
+        "from the network that was accepted last and trained the rest for 2 epochs; its result was accepted if the "
+        "interval of its change on the validation set excluded a loss of more than 0.01.",
         "about 412 positive patients would be needed.",
     ):
         assert words in text, words
     limits = " ".join(limits_sentences(make_study()))
     assert "The AUC says nothing" not in limits
     assert "A group of patients in which no loss was found is not a group that is shown to be safe" in limits
+
+
+def test_the_unpruned_network_is_not_compared_with_itself() -> None:
+    study = make_study()
+    study["chosen"] |= {key: study["curve"][0][key] for key in ("round", "parameters", "macs", "parameter_reduction")}
+    study["chosen"] |= {"mac_reduction": 0.0, "reason": "The search accepted none of the networks."}
+    study["test"]["difference"]["unseen_loss"] = 0.07
+    text = plain(methods_paragraph(study))
+    assert "was to be pruned by basis scaling" in text
+    assert "The search accepted none of the networks. The synthetic data" in text
+    assert "the AUC of the unpruned network, which was kept, was 0.898 (0.853 to 0.932). Software" in text
+    assert "rare failure" not in " ".join(limits_sentences(study))
+
+
+def test_no_group_to_test_is_said() -> None:
+    study = make_study()
+    study["audit"]["subgroups"] = [group for group in study["audit"]["subgroups"] if group["reason"] is not None]
+    assert "No change in groups of patients could be tested (by age band, scanner" in methods_paragraph(study)
 
 
 def test_what_is_not_in_the_record_is_not_told() -> None:

@@ -162,6 +162,31 @@ def test_images_stand_in_the_page_with_a_warning(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 1  # the curve: no image of a patient lies loose
 
 
+def test_the_unpruned_network_that_was_kept_is_not_compared_with_itself(tmp_path: Path) -> None:
+    study = make_study()
+    keys = ("round", "parameters", "macs", "parameter_reduction", "mac_reduction")
+    study["chosen"] |= {key: study["curve"][0][key] for key in keys}
+    study["test"]["pruned"] = study["test"]["original"]
+    study["test"]["difference"] |= {"difference": 0.0, "low": -0.1, "high": 0.1}
+    study["audit"]["subgroups"] = []
+    text = write_report(study, tmp_path)["report_html"].read_text(encoding="utf-8")
+    assert "Nothing was pruned" in text
+    assert text.count("<span>same network</span>") == 2
+    for words in ("\u22120.100", "does not support this choice", "was chosen on the validation set:"):
+        assert words not in text, words
+
+
+def test_settings_and_targets_are_shown_in_full(tmp_path: Path) -> None:
+    study = make_study()
+    study["pruning"]["preprocessing"] = {"image_size": 96, "intensity_mean": 0.4734}
+    study["search"]["steps"][0] |= {"target": 0.0625, "difference": -0.0102, "low": -0.0204}
+    study["search"]["remarks"].append(study["warnings"][0])
+    text = write_report(study, tmp_path)["report_html"].read_text(encoding="utf-8")
+    for words in ("image_size 96, intensity_mean 0.4734", "6.25\u00a0%", "\u22120.0102"):
+        assert words in text, words
+    assert text.count(study["warnings"][0]) == 1  # said once
+
+
 def test_wrong_record_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         write_report(make_study(title=""), tmp_path / "out")

@@ -37,6 +37,22 @@ def test_percent_never_rounds_to_all(share: float, words: str) -> None:
     assert plain(wording.percent(share)) == words
 
 
+def test_targets_and_settings_are_told_in_full() -> None:
+    assert [plain(wording.target_words(share)) for share in (0.0, 0.0625, 0.71875, None)] == [
+        "0 %", "6.25 %", "71.875 %", "–",
+    ]  # fmt: skip
+    assert (
+        wording.setting_words({"image_size": 96, "intensity_mean": [0.5, None]})
+        == "image_size 96, intensity_mean 0.5, none"
+    )
+
+
+def test_a_refused_difference_does_not_look_like_the_margin() -> None:
+    assert plain(wording.beside_margin(-0.0102, 0.01)) == "-0.0102"
+    assert plain(wording.beside_margin(-0.02, 0.01)) == "-0.020"
+    assert wording.beside_margin(None, 0.01) == "–"
+
+
 def test_signs() -> None:
     assert plain(wording.signed(-0.0001)) == "0.000"
     assert plain(wording.signed(0.0125)) in ("+0.012", "+0.013")

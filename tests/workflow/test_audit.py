@@ -200,6 +200,20 @@ def test_no_feature_map_says_why(predictions: Any, data: Dataset) -> None:
         )
 
 
+class Unreadable(Dataset):
+    """Cases whose files went away after the prediction."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise RuntimeError("applying transform to /data/Doe_John/image.dcm")
+
+
+def test_the_reason_names_no_file(networks: Any, predictions: Any, data: Dataset) -> None:
+    record, pictures = run(networks, predictions, Unreadable(data), audit_cases=2)
+    assert pictures == {}
+    reasons = {case["reason"] for case in record["changed_cases"]}
+    assert reasons == {"no class activation map could be computed, because of RuntimeError"}
+
+
 def test_a_case_that_is_not_in_the_datalist(networks: Any, predictions: Any, data: Dataset) -> None:
     with pytest.raises(BasisPruneError, match=r"1 of 24 test cases are not in the datalist, such as case case00"):
         audit_networks(*predictions, *networks, data, ITEMS[:-1])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from monai_basisprune.errors import BasisPruneError, ConfigurationError
 from monai_basisprune.evidence import auc_interval, compare_auc
 from monai_basisprune.workflow.bundle import BundleEvidence, PrunedBundle, write_pruned_bundle
 from monai_basisprune.workflow.bundle_configs import next_metadata, pruned_config
+from monai_basisprune.workflow.bundle_files import check_output
 
 from ..bundle_verification import MODES, SCHEMA, BundleVerificationError, network_of, verify_bundle
 from .source_bundles import NETWORK, SIZE, metadata, write_data, write_source
@@ -256,6 +258,52 @@ def test_a_folder_that_is_in_use_is_refused(source: Path, tmp_path: Path) -> Non
     verify_bundle(tmp_path / "empty", "min")
 
 
+def test_a_place_where_no_bundle_can_be_moved_to_is_refused_before_any_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="a part of the path is a file"):
+        check_output(tmp_path / "file" / "new", source)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert check_output(tmp_path / "link", source) == (tmp_path / "real").resolve()
+    (tmp_path / "into").symlink_to(source)
+    with pytest.raises(ConfigurationError, match="must not lie inside the source"):
+        check_output(tmp_path / "into" / "new", source)
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path).endswith("real"))
+    with pytest.raises(ConfigurationError, match="a drive or a volume of its own"):
+        check_output(tmp_path / "real", source)
+
+
+def test_images_inside_of_a_bundle_and_links_are_not_carried_over(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "source"))
+    for name in ("data/Doe^Jane.npy", "labels.csv", ".git/config", "scripts/models/net.py", "own/__init__.py"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("x")
+    (copy / "docs" / "README.md").write_bytes("# Übersicht\n".encode("latin-1"))
+    (tmp_path / "shared.txt").write_text("a text")
+    (copy / "docs" / "linked.txt").symlink_to(tmp_path / "shared.txt")
+    (copy / "data" / "more").symlink_to(tmp_path)  # a circle, in what is not carried over
+    arguments: tuple[Any, ...] = (pruned(source), tiny_evidence(), (1, SIZE, SIZE), {})
+    result = write_pruned_bundle(copy, tmp_path / "new", *arguments)
+    assert result.left_out == ("large_files.yml", "models", "3 other files or folders at its top")
+    assert not any("Doe" in name or "labels" in name or ".git" in name for name in result.files)
+    assert {"scripts/models/net.py", "own/__init__.py"} <= set(result.files)
+    assert (tmp_path / "new" / "docs" / "README.md").read_bytes().startswith("# Übersicht\n".encode("latin-1"))
+    assert not (tmp_path / "new" / "docs" / "linked.txt").is_symlink()
+    (copy / "scripts" / "all").symlink_to(tmp_path)
+    (copy / "docs" / "nothing").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ConfigurationError, match="links to nothing, or what is no file, in docs, scripts: put"):
+        write_pruned_bundle(copy, tmp_path / "newer", *arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "new", "shared.txt"}
+
+
+def test_a_pruned_bundle_is_not_pruned_again(written, tmp_path: Path) -> None:
+    arguments: tuple[Any, ...] = (written[2], tiny_evidence(), (1, SIZE, SIZE), {})
+    with pytest.raises(ConfigurationError, match="holds a pruned network already"):
+        write_pruned_bundle(written[0], tmp_path / "new", *arguments)
+
+
 def test_a_bundle_that_cannot_be_written_leaves_nothing(source: Path, tmp_path: Path, monkeypatch) -> None:
     def fail(*arguments: object, **others: object) -> None:
         raise BasisPruneError("the exported network differs")
@@ -327,6 +375,8 @@ def test_a_bundle_without_a_network_or_a_version_is_refused(source: Path, tmp_pa
     assert {p.name for p in tmp_path.iterdir()} == {"bundle"}
     with pytest.raises(ConfigurationError, match="must start with two numbers"):
         next_metadata({"version": "first"}, "", {})
+    with pytest.raises(ConfigurationError, match=r"changelog in configs/metadata\.json must be a dictionary, got str"):
+        next_metadata({"version": "1.2", "changelog": "new"}, "", {})
     assert next_metadata({"version": "1.2", "changelog": {"1.3.0": ""}}, "x", {})["version"] == "1.4.0"
 
 

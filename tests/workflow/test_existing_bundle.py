@@ -9,16 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
+from monai.utils import set_determinism
 
 import monai_basisprune as mbp
 from monai_basisprune.data.identifiers import known
 from monai_basisprune.errors import BasisPruneError, CohortError, ConfigurationError, PlanMismatchError
 from monai_basisprune.evidence import auc_interval, compare_auc
 from monai_basisprune.workflow.bundle import PrunedBundle
-from monai_basisprune.workflow.bundle_training import shown_problems, usable_predictions
-from monai_basisprune.workflow.existing_bundle import prune_bundle
+from monai_basisprune.workflow.bundle_training import load_engines, read_training, shown_problems, usable_predictions
+from monai_basisprune.workflow.existing_bundle import _Run, prune_bundle
 
 from ..bundle_verification import MODES, network_of, verify_bundle
 from .source_bundles import SIZE, evaluate_config, write_data, write_source
@@ -76,8 +79,6 @@ def test_the_figures_are_those_of_the_network_in_the_bundle(finished, source: Pa
     bundle, done = finished
     metrics = json.loads((bundle / "configs" / "metadata.json").read_text())["eval_metrics"]
     cases = json.loads((data / "datalist.json").read_text())[2]
-    import numpy as np
-
     images = torch.stack([torch.from_numpy(np.load(data / case["image"]))[None] for case in cases])
     labels, patients = [case["label"] for case in cases], [case["patient"] for case in cases]
     with torch.no_grad():
@@ -100,6 +101,35 @@ def test_the_figures_are_those_of_the_network_in_the_bundle(finished, source: Pa
 
 def plain(bundle: Path) -> torch.nn.Module:
     return mbp.recompose(network_of(bundle))
+
+
+def test_all_networks_are_compared_with_the_bundles_own(finished, source: Path, data: Path) -> None:
+    # not with what the training before the first cut made of it, which may be worse
+    cases = json.loads((data / "datalist.json").read_text())[1]
+    images = torch.stack([torch.from_numpy(np.load(data / case["image"]))[None] for case in cases])
+    with torch.no_grad():
+        scores = network_of(source)(images).diff(dim=1)[:, 0].double()
+    own = auc_interval([case["label"] for case in cases], scores).auc
+    record = json.loads((finished[0] / "docs" / "pruning.json").read_text())
+    assert record["curve"][0]["difference"] is None
+    for point in record["curve"][1:]:
+        assert point["difference"]["reference_auc"] == pytest.approx(own, abs=1e-6)
+        assert point["difference"]["difference"] == pytest.approx(point["auc"]["auc"] - own, abs=1e-6)
+
+
+def test_the_test_cases_choose_nothing(finished, source: Path, data: Path, tmp_path: Path) -> None:
+    # with all test labels turned round, the same network is chosen, and only its figures turn round
+    turned = Path(shutil.copytree(data, tmp_path / "turned"))
+    parts = json.loads((turned / "datalist.json").read_text())
+    parts[2] = [{**case, "label": 1 - case["label"]} for case in parts[2]]
+    (turned / "datalist.json").write_text(json.dumps(parts))
+    results = [prune(source, tmp_path / folder.name / "new", folder) for folder in (data, turned)]
+    first, second = (torch.load(tmp_path / folder.name / "new" / "models" / "model.pt") for folder in (data, turned))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    aucs = [result.evidence.auc["auc"] for result in results]
+    assert aucs[0] == pytest.approx(1 - aucs[1])
+    assert aucs[0] > 0.7
+    assert all("on which this pruning chose nothing" in result.evidence.measured_on for result in results)
 
 
 def test_it_records_how_the_network_was_made(finished) -> None:
@@ -141,6 +171,19 @@ def test_test_cases_that_are_those_of_validation_are_no_test(source: Path, data:
     text = prune(copy, tmp_path / "new", data, patient_key="patient").summary()
     assert "measured on the validation cases" in text
     assert "were not used as test cases: in part or wholly, they are those of training or validation" in text
+
+
+def test_why_test_cases_cannot_be_read_goes_into_no_file(source: Path, data: Path, tmp_path: Path) -> None:
+    copy = changed(source, tmp_path / "source", lambda config: None)
+    # as a table of labels does that lacks a patient
+    content = {**evaluate_config(), "validate#dataset#data": "${}['Doe^Jane']"}
+    (copy / "configs" / "evaluate.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="were not used as test cases: they could not be evaluated. .*KeyError"):
+        text = prune(copy, tmp_path / "new", data, targets=[0.4]).summary()
+    assert "measured on the validation cases" in text
+    assert "were not used as test cases: they could not be evaluated." in text
+    for name, written in {"summary": text.encode(), **contents(tmp_path / "new")}.items():
+        assert b"Doe" not in written or name == "configs/evaluate.json", name
 
 
 def test_weights_under_a_key_and_configurations_in_yaml_are_read(data: Path, tmp_path: Path) -> None:
@@ -256,6 +299,45 @@ def test_a_network_with_other_than_two_classes_is_refused(source: Path, data: Pa
     torch.save(state, copy / "models" / "model.pt")
     (copy / "configs" / "inference.json").unlink()
     refuse(ConfigurationError, "gives 3 outputs for each image; only networks with two", copy, tmp_path / "new", data)
+
+
+def test_the_seed_is_that_of_the_run_and_handlers_are_left_out_wherever_they_stand(source: Path, data: Path) -> None:
+    parser = read_training(source, {"dataset_dir": str(data)})
+    handlers = parser["train#handlers"]
+    parser["of_val"] = handlers[1]  # the bundle's own validation
+    parser["train#handlers"] = [handlers[0], "@of_val"]
+    parser["train#trainer#train_handlers"] = ["@train#handlers#0", "@of_val", handlers[2]]
+    network = network_of(source)
+    try:
+        trainer, evaluator = load_engines(parser, network, 1, seed=7)
+        assert torch.initial_seed() == 7  # the bundle sets 123
+        evaluations = []
+        evaluator.add_event_handler(Events.STARTED, lambda engine: evaluations.append(engine))
+        trainer.run()
+    finally:
+        set_determinism(None)
+    assert not evaluations
+
+
+def test_one_image_written_in_two_ways_is_one(source: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", (16, 8, 8))
+    parts = json.loads((data / "datalist.json").read_text())
+    parts[1].append({**parts[0][0], "image": f"../data/./{parts[0][0]['image']}"})
+    (data / "datalist.json").write_text(json.dumps(parts))
+    refuse(CohortError, "1 images are in the training and in the validation", source, tmp_path / "new", data)
+
+
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Run, "__init__", lambda *arguments: pytest.fail("it went on"))
+    copy = changed(source, tmp_path / "source", lambda config: None)
+    (copy / "data").symlink_to(tmp_path)
+    refuse(ConfigurationError, "links to other folders.* in data: put the folders", copy, tmp_path / "new", data)
+    (copy / "data").unlink()
+    path = copy / "configs" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": "first"}))
+    refuse(ConfigurationError, "must start with two numbers", copy, tmp_path / "new", data)
 
 
 def test_missing_training_data_are_refused_in_words(source: Path, data: Path, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_the_table_has_a_row_for_each_case(tmp_path: Path, capsys: pytest.Captur
         {"SOPInstanceUID": "1.2.4", "probability_healthy": "1.000000", "probability_ill, or not": "0.000000"},
     ]
     printed = capsys.readouterr().out
-    assert printed == "2 predictions written to predictions.csv in output_dir.\n"
+    assert printed == "2 predictions written to predictions_file.\n"
     assert str(tmp_path) not in printed
 
 

@@ -17,7 +17,7 @@ from monai_basisprune.report import load_study
 from monai_basisprune.report.stability import validate_stability
 from monai_basisprune.workflow.cohort import PreparedCohort, prepare_cohort
 from monai_basisprune.workflow.repeat_process import LOG_FILE, RepeatTask, failure_reason, run_tasks
-from monai_basisprune.workflow.repeats import Repeat, plan_repeats, setting_digests
+from monai_basisprune.workflow.repeats import setting_digests
 from monai_basisprune.workflow.start import check_keys
 
 from ..bundle_runs import (
@@ -36,28 +36,7 @@ NAMES = ("train", "prune", "repeat")
 SALT = b"a secret of 32 bytes or so, fixed"
 
 
-# --- planning
-
-
-def test_each_repeat_has_a_seed_and_a_fold_of_its_own() -> None:
-    assert plan_repeats(3, 7) == plan_repeats(3, 7, 0) == [Repeat(r, 7 + r, None, None) for r in range(3)]
-    assert plan_repeats(2, 0, 5) == [Repeat(0, 0, 0, 5), Repeat(1, 1, 1, 5)]
-    assert str(plan_repeats(2, 0, 5)[1]) == "repeat-01 (seed 1, fold 1 of 5)"
-
-
-def test_all_that_is_wrong_with_a_plan_is_said_at_once() -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        plan_repeats(1, -1, 2, 0)
-    assert str(caught.value).splitlines() == [
-        "The repeats cannot be planned:",
-        "  - repeats must be a whole number from 2, got 1",
-        "  - seed must be a whole number from 0, got -1",
-        "  - fold 0 was set: `repeat` runs the folds itself; set it only for a single `prune`",
-        "  - folds must be a whole number from 3, one fold for the test, one for validation and the others for "
-        "training; got 2",
-    ]
-    with pytest.raises(ConfigurationError, match="6 repeats need as many folds, got folds 5"):
-        plan_repeats(6, 0, 5)
+# --- settings
 
 
 def test_settings_are_told_apart_without_their_values() -> None:
@@ -229,8 +208,8 @@ def test_repeats_end_with_their_parent_and_go_on_where_they_were(tmp_path: Path,
     ]  # fmt: skip
     studies = [load_study(output / "repeats" / f"repeat-{r:02d}" / "study.json") for r in range(3)]
     cases = sum(study["data"]["splits"]["test"]["cases"] for study in studies)
-    assert stability["pooled"]["cases"] == cases
-    assert stability["pooled"]["patients"] == TINY_PRUNE["synthetic_patients"]
+    assert stability["pooled"]["pruned"]["cases"] == cases
+    assert stability["pooled"]["difference"]["patients"] == TINY_PRUNE["synthetic_patients"]
     layers = [layer for layer in stability["overlap"] if layer["jaccard"] is not None]
     assert len(layers) == len(stability["overlap"]) > 3  # one checkpoint, so all bases can be compared
     assert (output / "stability.html").stat().st_size > 1000

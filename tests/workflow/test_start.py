@@ -74,7 +74,7 @@ def test_every_documented_setting_can_be_set(names: tuple[str, ...]) -> None:
     config = merged_config(names)
     keys = set(documented_settings()) & set(config)
     assert "network_def" in keys
-    for key in sorted(keys):
+    for key in sorted(keys - {"save_execute_config"}):  # MONAI's own, which holds no group
         check_keys({**config, key: {"a": "value"}})  # what another key stands for must not become unused
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,7 +152,7 @@ def finished(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
 def test_everything_is_written_and_nothing_is_left_over(finished: tuple[Path, dict[str, Any]]) -> None:
     output, study = finished
-    assert {path.name for path in output.iterdir()} == FILES
+    assert {path.name for path in output.iterdir()} == FILES | {"work"}
     assert load_study(output / "study.json") == json.loads(json.dumps(study))
     assert set(study["files"].values()) <= FILES
     assert study["title"] == "A study by hand"
@@ -380,6 +381,25 @@ def test_a_file_that_cannot_be_replaced(arguments: dict[str, Any], earlier: tupl
     with pytest.raises(OSError):
         finish_study(**arguments, output_dir=output)
     assert contents(output) == before
+
+
+def test_at_no_moment_does_a_record_stand_beside_files_of_another_run(
+    arguments: dict[str, Any], earlier: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, before = earlier
+    move, moments = os.replace, []
+
+    def watched(source: Any, target: Any) -> None:
+        move(source, target)
+        if Path(source).parent == output or Path(target).parent == output:  # a kill could come now
+            now = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+            old = {name for name, content in now.items() if before.get(name) == content}
+            moments.append(("study.json" in now, len(old), len(now) - len(old)))
+
+    monkeypatch.setattr(os, "replace", watched)
+    finish_study(**arguments, output_dir=output)
+    assert len(moments) == 2 * len(FILES)
+    assert [moment for moment in moments if moment[0]] == [(True, 0, len(FILES))]
 
 
 def test_the_remark_reaches_the_study(arguments: dict[str, Any], tmp_path: Path) -> None:

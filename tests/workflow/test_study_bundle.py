@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,16 @@ def test_the_network_of_the_study_is_found_among_those_that_an_expression_names(
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"lacks study\.json, model\.pt, model\.plan\.json, model\.ts"):
         export_study_bundle(BUNDLE, tmp_path, tmp_path / "new")
+
+
+def test_a_record_of_another_network_is_refused(study: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("work")))
+    record = json.loads((copy / "study.json").read_text())
+    next(layer for layer in record["layers"] if layer["rank"] > 1)["rank"] -= 1
+    (copy / "study.json").write_text(json.dumps(record))
+    with pytest.raises(PlanMismatchError, match=r"study\.json is not of the network in model\.pt"):
+        export_study_bundle(BUNDLE, copy, tmp_path / "new", NETWORK)
+    assert not (tmp_path / "new").exists()
 
 
 def test_other_weights_than_the_plans_are_refused(study: Path, tmp_path: Path) -> None:

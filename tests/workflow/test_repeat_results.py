@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from monai_basisprune.evidence import auc_interval, compare_auc
+from monai_basisprune.report import save_study
+from monai_basisprune.report.stability import validate_stability
+from monai_basisprune.workflow.repeat_results import forget, gather, is_complete
+
+from ..report.studies import make_study
+
+PREDICTIONS = {"labels": [0, 1], "original": [0.1, 0.2], "pruned": [0.1, 0.3], "patients": ["a", "b"]}
+
+
+def keep_unpruned(study: dict[str, Any]) -> dict[str, Any]:
+    kept = copy.deepcopy(study)
+    keys = ("round", "parameters", "macs", "parameter_reduction", "mac_reduction")
+    kept["chosen"] |= {key: kept["curve"][0][key] for key in keys}
+    kept["test"]["pruned"] = kept["test"]["original"]
+    kept["test"]["difference"] |= {"difference": 0.0, "low": 0.0, "high": 0.0, "non_inferior": True}
+    kept["audit"] = None
+    return kept
+
+
+def write(folder: Path, study: dict[str, Any]) -> Path:
+    (folder / "work").mkdir(parents=True)
+    save_study(study, folder / "study.json")
+    (folder / "work" / "test_predictions.json").write_text(json.dumps(PREDICTIONS))
+    return folder
+
+
+def test_the_record_holds_the_interval_of_each_test_and_says_what_validation_does_not_show(tmp_path: Path) -> None:
+    study = make_study()
+    folders = [write(tmp_path / "a", study), write(tmp_path / "b", keep_unpruned(study))]
+    found = gather([(seed, None, None, folder) for seed, folder in enumerate(folders)])
+    validate_stability(found)
+    pruned, kept = found["repeats"]
+    difference = study["test"]["difference"]
+    assert {key: pruned[f"test_{key}"] for key in ("difference", "low", "high", "confidence")} == {
+        key: difference[key] for key in ("difference", "low", "high", "confidence")
+    }
+    assert (pruned["margin"], pruned["non_inferior"]) == (0.01, False)
+    assert (kept["chosen_reduction"], kept["test_difference"], kept["test_low"], kept["non_inferior"]) == (
+        0,
+        *[None] * 3,
+    )
+    assert (
+        "In 1 of 2 repeats the validation cases do not show that the chosen network is not worse by more than the "
+        "margin of 0.01 AUC: it was chosen by its AUC alone. About 412 positive patients would be needed for that."
+    ) in found["remarks"]
+
+
+def test_one_target_reached_on_two_ways_is_one_target(tmp_path: Path) -> None:
+    studies = [make_study(), make_study()]
+    studies[1]["curve"][3]["target"] += 1e-16
+    assert studies[1]["curve"][3]["target"] != studies[0]["curve"][3]["target"]
+    folders = [write(tmp_path / f"{number}", study) for number, study in enumerate(studies)]
+    found = gather([(seed, None, None, folder) for seed, folder in enumerate(folders)])
+    assert [point["repeats"] for point in found["band"]] == [2] * len(studies[0]["curve"])
+
+
+def test_a_repeat_that_runs_again_is_not_complete_before_its_end(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", make_study())
+    assert is_complete(folder)
+    forget(folder)
+    assert not is_complete(folder)
+    forget(folder)
+
+
+def test_the_test_cases_of_all_folds_are_compared_before_and_after(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    repeats, labels, original, pruned, patients = [], [], [], [], []
+    for fold in range(3):
+        folder = write(tmp_path / str(fold), make_study())
+        truth = [0, 1] * 10
+        before = [value + rng.normal() for value in truth]
+        after = [value + 0.1 * rng.normal() for value in before]
+        ids = [f"{fold}-{case // 2}" for case in range(20)]
+        content = {"labels": truth, "original": before, "pruned": after, "patients": ids}
+        (folder / "work" / "test_predictions.json").write_text(json.dumps(content))
+        repeats.append((fold, fold, 3, folder))
+        for whole, part in ((labels, truth), (original, before), (pruned, after), (patients, ids)):
+            whole += part
+    pooled = gather(repeats)["pooled"]
+    margin = make_study()["pruning"]["auc_margin"]
+    assert pooled["difference"] == compare_auc(labels, original, pruned, patients, margin).to_dict()
+    assert pooled["original"] == auc_interval(labels, original, patients).to_dict()
+    assert pooled["pruned"]["auc"] == pytest.approx(roc_auc_score(labels, pruned))
+    assert gather(repeats[:2])["pooled"] is None
