@@ -138,7 +138,7 @@ def main() -> None:
             bad = [f"{f['claim']}: {f['reason']}" for f in result["findings"] if f["state"] == "fail"]
             print(f"{number}/{len(runs)} {result['name']} {result['seconds']} s {'; '.join(bad) or 'pass'}", flush=True)
     if arguments.page:
-        write_page(record, arguments.page)
+        write_page(record, arguments.page, [row.name for row in ROWS if row.name not in results])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ PEER = "Torch-Pruning"
 HEADINGS = {"Classifier": "Classifier, Regressor, Discriminator, Critic", "ViT": "ViT and other linear networks"}
 
 
-def write_page(record: dict[str, Any], page: Path) -> None:
-    """Put the results between the two markers of a page.
+def write_page(record: dict[str, Any], page: Path, missing: Sequence[str] = ()) -> None:
+    """Put the results, and the names of rows that have none, between the two markers of a page.
 
     Raises:
         ValueError: if the page does not hold both markers.
@@ -28,10 +29,10 @@ def write_page(record: dict[str, Any], page: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page.name} must hold the lines {BEGIN!r} and {END!r}; the results go between them.")
-    write_atomically(page, f"{before}{BEGIN}\n\n{table(record)}\n{END}{after}")
+    write_atomically(page, f"{before}{BEGIN}\n\n{table(record, missing)}\n{END}{after}")
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: dict[str, Any], missing: Sequence[str] = ()) -> str:
     """Return counts, one table for each family, and the reasons behind everything that is not "yes"."""
     rows = record["rows"]
     found = {row["name"]: {finding["claim"]: finding for finding in row["findings"]} for row in rows}
@@ -45,6 +46,8 @@ def table(record: dict[str, Any]) -> str:
         "",
         f"`{record['command']}`, {minutes:.0f} minutes, all rows added up. {versions}.",
     ]
+    if missing:
+        lines += ["", f"{len(missing)} further networks have not been run: {', '.join(missing)}."]
     reasons: list[str] = []
     for family, members in groupby(rows, key=lambda row: row["family"]):
         lines += ["", f"### {HEADINGS.get(family, family)}", ""]

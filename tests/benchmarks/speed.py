@@ -79,6 +79,21 @@ def pruned(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return decomposed
 
 
+def pruned_channels(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Return the decomposed network with as many operations removed by channels; the images are noise."""
+    decomposed = mbp.decompose(network)
+    mbp.freeze_weights_(decomposed)
+    with mbp.ChannelTaylorImportance(decomposed, shape) as importance:
+        for _ in range(2):
+            decomposed.zero_grad()
+            output = decomposed(torch.randn(2, *shape))
+            nn.functional.cross_entropy(output, torch.tensor([0, 1])).backward()
+            importance.accumulate()
+        scores = importance.scores()
+    mbp.prune_channels_(decomposed, scores, mbp.Budget(macs=MAC_BUDGET, input_shape=shape), shape)
+    return decomposed
+
+
 def onnx_session(network: nn.Module, shape: tuple[int, ...], folder: str, name: str) -> Callable[[torch.Tensor], Any]:
     """Return the network as onnxruntime runs it."""
     path = Path(folder) / f"{name}.onnx"
@@ -102,12 +117,16 @@ def latencies(name: str, repeats: int) -> dict[str, Any]:
         "pruned": mbp.recompose(small),
         "pruned, norms folded": mbp.recompose(small, input_shape=shape, fold=True),
         "pruned, norms folded, form by latency": mbp.recompose(small, **fast),
+        "pruned by channels, norms folded": mbp.recompose(
+            pruned_channels(network, shape), input_shape=shape, fold=True
+        ),
         "original, norms folded": mbp.recompose(mbp.decompose(network), input_shape=shape, fold=True),
     }
     with tempfile.TemporaryDirectory() as folder:
         runtime = {
             "original": onnx_session(network, shape, folder, "original"),
             "pruned": onnx_session(small, shape, folder, "pruned"),
+            "pruned by channels": onnx_session(pruned_channels(network, shape), shape, folder, "channels"),
         }
     channels_last = {
         "original": copy.deepcopy(network).to(memory_format=last),
