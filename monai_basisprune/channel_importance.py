@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .channel_graph import ChannelGroup, channel_groups
 from .channel_slices import channel_count
-from .importance import NORMALIZATIONS
+from .importance import NORMALIZATIONS, all_finite
 
 __all__ = ["ChannelTaylorImportance"]
 
@@ -117,13 +117,8 @@ class ChannelTaylorImportance:
                 f"before close(), and make sure that these layers take part in the loss."
             )
         gradients = {name: gate.take() / gradient_scale for name, gate in self._gates.items()}
-        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
-            if skip_nonfinite:
-                return False
-            raise ValueError(
-                "accumulate() found infinite or NaN gradients: lower the learning rate or check the images; scores "
-                "made of them would be meaningless."
-            )
+        if not all_finite(gradients.values(), skip_nonfinite):
+            return False
         for name, group in self._groups.items():
             total = torch.zeros(len(group.units), dtype=torch.float64)
             for reader in group.readers():

@@ -18,7 +18,14 @@ __all__ = [
     "InflationError",
     "LayerSelectionError",
     "PlanMismatchError",
+    "shortened_list",
 ]
+
+
+def shortened_list(problems: Sequence[str], most: int = 40) -> str:
+    """Return one line for each problem, and how many more there are."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n".join(f"  - {line}" for line in (*problems[:most], *more))
 
 
 class BasisPruneError(Exception):

@@ -11,7 +11,14 @@ from torch import nn
 from .activation import output_moments, raise_problems
 from .decomposition import decomposed_layers
 
-__all__ = ["NORMALIZATIONS", "ActivationImportance", "ScalingImportance", "SingularValueImportance", "TaylorImportance"]
+__all__ = [
+    "NORMALIZATIONS",
+    "ActivationImportance",
+    "ScalingImportance",
+    "SingularValueImportance",
+    "TaylorImportance",
+    "all_finite",
+]
 
 NORMALIZATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda scores: scores,
@@ -20,6 +27,21 @@ NORMALIZATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "max": lambda scores: scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny),
 }
 """Ways to make the scores of different layers comparable."""
+
+
+def all_finite(gradients: Iterable[torch.Tensor], skip_nonfinite: bool) -> bool:
+    """Return whether gradients are finite.
+
+    Raises:
+        ValueError: if they are not, unless ``skip_nonfinite`` is set.
+    """
+    finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    if not finite and not skip_nonfinite:
+        raise ValueError(
+            "accumulate() found infinite or NaN gradients: lower the learning rate or check the images; scores "
+            "made of them would be meaningless."
+        )
+    return finite
 
 
 class _Importance:
@@ -199,13 +221,8 @@ class TaylorImportance(_Importance):
         with torch.no_grad():
             gradients = torch.cat([factor.grad.float() for factor in factors])  # type: ignore[union-attr]
             products = torch.cat([factor.float() for factor in factors]) * gradients / gradient_scale
-            if not bool(torch.isfinite(products).all()):
-                if skip_nonfinite:
-                    return False
-                raise ValueError(
-                    "accumulate() found infinite or NaN gradients: lower the learning rate or check the images; "
-                    "scores made of them would be meaningless."
-                )
+            if not all_finite([products], skip_nonfinite):
+                return False
             contribution = products.square() if self.reduction == "square" else products.abs()
             self._sum = contribution if self._sum is None else self._sum.add_(contribution)
         self.batches += 1

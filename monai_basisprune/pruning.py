@@ -137,12 +137,13 @@ def prune_(
     """
     cost = None if budget.threshold is not None else network_cost(network, budget)
     kept = _select(network, scores, budget, cost)
-    # all that can raise comes before the cut
-    parameters = network_cost(network, Budget(parameters=0.0))
+    # what the budget itself has counted is not counted again, and all that can raise comes before the cut
+    parameters = cost if cost and budget.quantity == "parameters" else network_cost(network, Budget(parameters=0.0))
     parameters_left = int(_left(network, parameters, kept))
     macs = macs_left = latency_reduction = None
     if budget.input_shape is not None:
-        macs = network_cost(network, Budget(macs=0.0, input_shape=budget.input_shape))
+        nothing = Budget(macs=0.0, input_shape=budget.input_shape)
+        macs = cost if cost and budget.quantity == "macs" else network_cost(network, nothing)
         macs_left = int(_left(network, macs, kept))
     if cost is not None and budget.latency is not None:
         latency_reduction = cost.reduction(_left(network, cost, kept))

@@ -69,12 +69,11 @@ def write_curve_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) -> P
     validate_study(study)
     rows = []
     for point in study["curve"]:
-        auc, difference = point["auc"], point["difference"] or {}
+        auc = point["auc"]
         row = {key: point[key] for key in CURVE_COLUMNS[:8]}
         row |= {"auc": auc["auc"]} | {f"auc_{key}": auc[key] for key in ("low", "high", "confidence", "method")}
         row |= {key: auc[key] for key in ("cases", "patients", "positive_cases", "positive_patients")}
-        row |= {key: difference.get(key) for key in ("difference", "non_inferior")}
-        row |= {f"difference_{key}": difference.get(key) for key in ("low", "high", "margin", "method")}
+        row |= _difference_cells(point["difference"])
         row["adjusted_p_value"] = point.get("adjusted_p_value")
         row["chosen"] = point["round"] == study["chosen"]["round"]
         rows.append(row)
@@ -147,9 +146,7 @@ def write_subgroups_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) 
         row = {key: group[key] for key in (*SUBGROUP_COLUMNS[:5], "adjusted_p_value", "reason")}
         for name in ("original", "pruned"):
             row |= {f"{name}_{key}": (group[name] or {}).get(key) for key in ("auc", "low", "high")}
-        difference = group["difference"] or {}
-        row |= {key: difference.get(key) for key in ("difference", "non_inferior")}
-        row |= {f"difference_{key}": difference.get(key) for key in ("low", "high", "margin", "method")}
+        row |= _difference_cells(group["difference"])
         rows.append(row)
     return write_csv(path, SUBGROUP_COLUMNS, rows)
 
@@ -168,6 +165,12 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
     for row in rows:
         writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
     return write_atomically(path, stream.getvalue())
+
+
+def _difference_cells(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    record = record or {}
+    cells = {key: record.get(key) for key in ("difference", "non_inferior")}
+    return cells | {f"difference_{key}": record.get(key) for key in ("low", "high", "margin", "method")}
 
 
 def _of_test(study: Mapping[str, Any], key: str) -> Any:

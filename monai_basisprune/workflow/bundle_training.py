@@ -19,7 +19,7 @@ from monai.utils.enums import CommonKeys
 from torch import nn
 
 from ..data.identifiers import known
-from ..errors import BasisPruneError, ConfigurationError, PlanMismatchError
+from ..errors import BasisPruneError, ConfigurationError, PlanMismatchError, shortened_list
 from ..handlers import Predictions, PredictionsHandler
 from .bundle_configs import find_config
 from .pretrained import _state_dict
@@ -143,11 +143,9 @@ def bundle_network(parser: ConfigParser, weights: Path) -> nn.Module:
         if name in state and state[name].shape != tensor.shape
     ]
     if problems:
-        shown = "\n".join(f"  - {line}" for line in problems[:40])
-        more = f"\n  - and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise PlanMismatchError(
             f"models/{weights.name} does not fit the bundle's {type(network).__name__}, so nothing was loaded:\n"
-            f"{shown}{more}"
+            f"{shortened_list(problems)}"
         )
     network.load_state_dict(state, strict=True)
     return network

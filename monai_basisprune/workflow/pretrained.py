@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data import synthetic_source_images
-from ..errors import ConfigurationError, PlanMismatchError
+from ..errors import ConfigurationError, PlanMismatchError, shortened_list
 from ..selection import linear_layers
 
 __all__ = ["load_pretrained", "pretrain_on_synthetic_task", "transfer_weights"]
@@ -137,11 +137,10 @@ def transfer_weights(network: nn.Module, state: Mapping[str, torch.Tensor], orig
             problems.append(f"{name}: shape {tuple(value.shape)}, the network has {tuple(tensor.shape)}")
     problems += [f"{name}: unexpected" for name in source if name not in own]
     if problems:
-        shown = "\n".join(f"  - {line}" for line in problems[:40])
-        more = f"\n  - and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise PlanMismatchError(
             f"{origin[0].upper()}{origin[1:]} cannot be used for {type(network).__name__}, {len(problems)} of its "
-            f"{len(own)} entries differ; pass the network that they belong to (--network_def):\n{shown}{more}"
+            f"{len(own)} entries differ; pass the network that they belong to (--network_def):\n"
+            f"{shortened_list(problems)}"
         )
     new.load_state_dict(loaded, strict=True)
     return new

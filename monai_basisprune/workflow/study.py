@@ -27,6 +27,7 @@ from ..evidence import holm
 from ..export import export_network
 from ..files import write_atomically
 from ..handlers import PrunedNetworkSaver, PruningHandler
+from ..latency import device_name
 from ..persistence import load_pruned, save_pruned
 from ..report import format_summary, save_study, write_report
 from .audit import audit_networks, check_audit_cases
@@ -124,7 +125,7 @@ def finish_study(
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": start.command,
             "versions": _versions(),
-            "device": _device_name(device),
+            "device": device_name(device),
             "seed": seed,
             "wall_seconds": round(time.perf_counter() - start.time, 1),
             "peak_memory_bytes": _peak_memory(),
@@ -262,11 +263,6 @@ def _curve_entry(index: int, point: CurvePoint, pruning: PruningHandler) -> dict
 def _versions() -> dict[str, str]:
     names = ("monai", "torch", "numpy", "pytorch-ignite", "pydicom", "scikit-learn")
     return {"monai_basisprune": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
-
-
-def _device_name(device: torch.device | str) -> str:
-    device = torch.device(device)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def _peak_memory() -> int | None:
