@@ -9,10 +9,18 @@ from ._version import __version__
 from .basis_scaling import BasisScalingConv
 from .budgets import Budget
 from .channel_importance import ChannelTaylorImportance
+from .channel_scaling import (
+    ChannelScalingImportance,
+    ChannelScalingLoss,
+    add_channel_scaling,
+    channel_scaling_penalty,
+)
+from .channel_scaling_layer import ChannelScaling, fold_channel_scaling
 from .channels import ChannelResult, ChannelStatus, channel_status, prune_channels_
 from .compensation import CompensationResult, compensate_
 from .complexity import Complexity, measure_complexity
 from .decomposition import LayerStatus, decompose, layer_status
+from .distillation import DistillationLoss
 from .errors import (
     ActivationError,
     BasisPruneError,
@@ -34,6 +42,7 @@ from .persistence import build_pruned, load_pruned, save_pruned
 from .plan import PruningPlan
 from .pruning import PruneResult, prune_, select_bases
 from .recomposition import recompose
+from .structural_search import StructureResult, prune_by_reconstruction_
 from .training import (
     freeze_norm_statistics_,
     freeze_weights_,
@@ -50,6 +59,9 @@ __all__ = [
     "Budget",
     "BudgetError",
     "ChannelResult",
+    "ChannelScaling",
+    "ChannelScalingImportance",
+    "ChannelScalingLoss",
     "ChannelStatus",
     "ChannelTaylorImportance",
     "CohortError",
@@ -58,6 +70,7 @@ __all__ = [
     "ConfigurationError",
     "DecomposedConv",
     "DecomposedLinear",
+    "DistillationLoss",
     "ExportError",
     "ExportResult",
     "InflationError",
@@ -70,13 +83,17 @@ __all__ = [
     "PruningPlan",
     "ScalingImportance",
     "SingularValueImportance",
+    "StructureResult",
     "TaylorImportance",
     "__version__",
+    "add_channel_scaling",
     "build_pruned",
+    "channel_scaling_penalty",
     "channel_status",
     "compensate_",
     "decompose",
     "export_network",
+    "fold_channel_scaling",
     "freeze_norm_statistics_",
     "freeze_weights_",
     "inflate",
@@ -85,6 +102,7 @@ __all__ = [
     "measure_complexity",
     "measure_latency",
     "prune_",
+    "prune_by_reconstruction_",
     "prune_channels_",
     "prune_jointly_",
     "recalibrate_norm_statistics_",

@@ -49,7 +49,8 @@ class BasisScalingConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
         self.scaling_factors = nn.Parameter(torch.ones(in_channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
+        if not self.weight.is_meta:
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Give the weight the random start of an ordinary convolution, the scaling factors 1 and the bias 0."""

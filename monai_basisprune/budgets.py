@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .channel_scaling_layer import channel_scalings
 from .channel_slices import channel_count, cut_modules, lost_parameters, lost_weights
 from .decomposition import decomposed_layers, replace_modules
 from .errors import BudgetError
@@ -149,6 +150,7 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
         positions = {name: 1 for name, _ in layers}
         # the scaling factors go into the weights, and the bias is no part of the two forms' difference
         everything = sum(p.numel() for p in network.parameters()) - sum(layer.rank() for _, layer in layers)
+        everything -= sum(module.channel_scaling.weight.numel() for _, module in channel_scalings(network))
         lost = sum(lost_parameters(module) for _, module in cut_modules(network))
     rest = everything - sum(positions[name] * layer.rank() * layer.basis_size() for name, layer in layers)
     dense = {name: positions[name] * layer.whole_weights() for name, layer in layers}

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from .channel_scaling_layer import detach_scalings_
 from .channel_slices import channel_count, group_count, has_one_side, slice_problem
 from .channel_trial import Side, cut_difference, removed_slots
 from .decomposition import decomposed_layers, replace_modules
@@ -19,7 +20,7 @@ from .errors import LayerSelectionError
 from .forward import example_input, forward_pass
 from .layers import DecomposedLayer
 
-__all__ = ["ChannelGroup", "channel_groups"]
+__all__ = ["ChannelGroup", "channel_groups", "probe_network"]
 
 _TOLERANCE = 1e-6
 _BATCH = 2
@@ -79,7 +80,7 @@ def channel_groups(network: nn.Module, input_shape: Sequence[int]) -> list[Chann
         ValueError: if the network cannot process the input.
     """
     decomposed_layers(network)
-    probe = _probe(network)
+    probe = probe_network(network)
     shape = (_BATCH, *example_input(probe, input_shape).shape[1:])
     device = next(probe.parameters()).device
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
@@ -94,8 +95,8 @@ def channel_groups(network: nn.Module, input_shape: Sequence[int]) -> list[Chann
     return _checked(probe, x, groups)
 
 
-def _probe(network: nn.Module) -> nn.Module:
-    """Return a copy with whole layers in place of decomposed ones, and random weights in float64."""
+def probe_network(network: nn.Module) -> nn.Module:
+    """Return a copy with whole layers in place of decomposed ones, no scaling, and random weights in float64."""
     stand_ins: dict[nn.Module, nn.Module] = {}
     for module in network.modules():
         if isinstance(module, DecomposedLayer):
@@ -108,6 +109,7 @@ def _probe(network: nn.Module) -> nn.Module:
         elif isinstance(module, nn.PReLU) and module.num_parameters == 1:
             stand_ins[module] = nn.LeakyReLU()
     probe = replace_modules(network, stand_ins).double()
+    detach_scalings_(probe)
     device = next(probe.parameters()).device
     probe.to(device)
     generator = torch.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .channel_graph import ChannelGroup, channel_groups
 from .channel_slices import channel_count
+from .distributed import average_over_processes
 from .importance import NORMALIZATIONS, all_finite
 
 __all__ = ["ChannelTaylorImportance"]
@@ -66,6 +67,9 @@ class ChannelTaylorImportance:
         self.normalization = normalization
         self._handles: list[RemovableHandle] = []
         self.reset()
+        if not self._groups:
+            lines = "\n".join(f"  - {group.name}: {group.kept_because}" for group in self._kept)
+            raise ValueError(f"No channel of {type(self.network).__name__} can be removed:\n{lines}")
 
     def __enter__(self) -> ChannelTaylorImportance:
         return self
@@ -85,10 +89,8 @@ class ChannelTaylorImportance:
         """Forget everything that was accumulated, and set the gates anew; needed after channels were removed."""
         self.close()
         groups = channel_groups(self.network, self.input_shape)
+        self._kept = [group for group in groups if group.kept_because is not None]
         self._groups: dict[str, ChannelGroup] = {group.name: group for group in groups if group.kept_because is None}
-        if not self._groups:
-            lines = "\n".join(f"  - {group.name}: {group.kept_because}" for group in groups)
-            raise ValueError(f"No channel of {type(self.network).__name__} can be removed:\n{lines}")
         self.batches = 0
         self._sums: dict[str, torch.Tensor] = {}
         modules = dict(self.network.named_modules())
@@ -116,7 +118,8 @@ class ChannelTaylorImportance:
                 f"accumulate() found no gradient at the inputs of {missing}: call it once after each backward(), and "
                 f"before close(), and make sure that these layers take part in the loss."
             )
-        gradients = {name: gate.take() / gradient_scale for name, gate in self._gates.items()}
+        taken = {name: gate.take() / gradient_scale for name, gate in self._gates.items()}
+        gradients = {name: average_over_processes(gradient).cpu() for name, gradient in taken.items()}
         if not all_finite(gradients.values(), skip_nonfinite):
             return False
         for name, group in self._groups.items():
@@ -186,8 +189,8 @@ class _Gate:
         return (x * self.values.to(x.dtype).reshape(shape), *args[1:])
 
     def take(self) -> torch.Tensor:
-        """Return the gradient, on the host in float64, and forget it."""
+        """Return the gradient in float64, and forget it."""
         assert self.values is not None
         assert self.values.grad is not None
         gradient, self.values.grad = self.values.grad, None
-        return gradient.detach().cpu().double()
+        return gradient.detach().double()

@@ -15,7 +15,7 @@ from .channel_slices import channel_count, parameters_at, sizes, weights_at
 from .channel_trial import Side
 from .errors import BudgetError
 
-__all__ = ["Tally", "channel_candidates", "check_channel_scores", "select_channels"]
+__all__ = ["Tally", "channel_blocks", "channel_candidates", "check_channel_scores", "select_channels"]
 
 
 class Tally:
@@ -90,6 +90,7 @@ def select_channels(
     scores: Mapping[str, torch.Tensor],
     budget: Budget,
     input_shape: Sequence[int],
+    multiple: int = 1,
 ) -> dict[str, list[int]]:
     """Choose the channels to keep so that a budget is met; changes nothing.
 
@@ -102,33 +103,61 @@ def select_channels(
         scores: one score for each channel, ``{group: tensor of shape (channels,)}``; groups left out keep all.
         budget: how much to remove: of parameters, of operations, or a threshold.
         input_shape: shape of one input without the batch.
+        multiple: channels go in blocks, so that a multiple of this number of them is left in every group of which any
+            go; a block counts with the mean of its scores.
 
     Returns:
         for each group in ``scores`` the positions to keep, rising.
 
     Raises:
-        ValueError: if the scores do not fit the network or are not finite; all problems are listed.
+        ValueError: if the scores do not fit the network or are not finite, with all problems listed, or ``multiple`` is
+            no whole number of at least 1.
         BudgetError: if the budget cannot be met; the message holds the largest one that can.
     """
     if budget.quantity not in ("parameters", "macs", "threshold"):
         raise BudgetError(
             f"{budget} cannot be met by channels: ask for a share of parameters or of macs, or for a threshold."
         )
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple must be a whole number of at least 1, the channels of one block, got {multiple!r}.")
     free = {group.name: group for group in groups if group.kept_because is None}
     check_channel_scores(groups, scores)
     gone: dict[str, set[int]] = {name: set() for name in scores}
     tally = None if budget.threshold is not None else Tally(network, budget, input_shape)
-    for score, _, name, position in channel_candidates(free, scores):
+    for score, _, name, positions in channel_blocks(free, scores, multiple):
         if tally is None and score >= (budget.threshold or 0.0):
             break
         if tally is not None:
             if tally.left <= tally.cost.allowed:
                 break
-            tally.remove(free[name].units[position])
-        gone[name].add(position)
+            for position in positions:
+                tally.remove(free[name].units[position])
+        gone[name].update(positions)
     if tally is not None and tally.left > tally.cost.allowed:
-        raise BudgetError(tally.impossible(budget, "by channels: with one channel left in every group that has scores"))
+        fewest = "one channel" if multiple == 1 else f"one block of {multiple} channels"
+        raise BudgetError(tally.impossible(budget, f"by channels: with {fewest} left in every group that has scores"))
     return {name: [p for p in range(len(free[name].units)) if p not in gone[name]] for name in scores}
+
+
+def channel_blocks(
+    free: Mapping[str, ChannelGroup], scores: Mapping[str, torch.Tensor], multiple: int
+) -> list[tuple[float, float, str, list[int]]]:
+    """Return the channels that can go in blocks with their mean score, those to remove first in front.
+
+    The first block of a group leaves a multiple of ``multiple``, each further one is of that size, and the best block
+    of each group is not among them.
+    """
+    if multiple == 1:
+        return [(score, size, name, [position]) for score, size, name, position in channel_candidates(free, scores)]
+    blocks = []
+    for name, tensor in scores.items():
+        rising = tensor.detach().cpu().double().sort(stable=True)
+        start, end = 0, len(rising.values) % multiple or multiple
+        while end + multiple <= len(rising.values):
+            score = float(rising.values[start:end].mean())
+            blocks.append((score, -len(free[name].units), name, rising.indices[start:end].tolist()))
+            start, end = end, end + multiple
+    return sorted(blocks)
 
 
 def channel_candidates(

@@ -26,6 +26,7 @@ __all__ = [
     "kept_channels_problem",
     "lost_parameters",
     "lost_weights",
+    "original_channels",
     "original_groups",
     "original_shapes",
     "parameters_at",
@@ -111,9 +112,11 @@ def keep_channels_(
         setattr(owner, name, new)
         if replaced is not None:
             replaced(old, new, slicer)
+    if isinstance(module, DecomposedLayer) and side == "in":
+        module.means = None  # they were those of bases with all inputs
     before = kept_channels(module)
     kept = before.get(side, range(now))
-    originals = {**_original_counts(module), **({} if side in before else {side: now})}
+    originals = {**original_channels(module), **({} if side in before else {side: now})}
     # plain types, which TorchScript can read
     module.kept_channels = {**before, side: [int(kept[position]) for position in keep]}  # type: ignore[assignment]
     module.original_channels = originals  # type: ignore[assignment]
@@ -159,7 +162,7 @@ def original_shapes(module: nn.Module) -> dict[str, list[int]]:
     Args:
         module: a decomposed layer, or any module of which channels were removed.
     """
-    counts = _original_counts(module)
+    counts = original_channels(module)
     if isinstance(module, DecomposedLayer):
         outputs, inputs = counts.get("out", module.out_channels), counts.get("in", module.in_channels)
         shapes = {"weight": [outputs, inputs // module.groups, *module.basis.weight.shape[2:]]}
@@ -167,14 +170,15 @@ def original_shapes(module: nn.Module) -> dict[str, list[int]]:
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     shapes = {name: list(tensor.shape) for name, tensor in tensors}
     for side, count in counts.items():
-        for _, name, dim in _sliced_tensors(module, side):
-            shapes[name][dim] = shapes[name][dim] * count // channel_count(module, side)
+        for owner, name, dim in _sliced_tensors(module, side):
+            if owner is module:  # and not its channel scaling
+                shapes[name][dim] = shapes[name][dim] * count // channel_count(module, side)
     return shapes
 
 
 def original_groups(module: nn.Module) -> int:
     """Return how many groups a convolution had: a depthwise one loses them with its channels."""
-    counts = _original_counts(module)
+    counts = original_channels(module)
     return counts["out"] if counts and _is_depthwise(module) else int(module.groups)  # type: ignore[arg-type]
 
 
@@ -224,7 +228,8 @@ def _is_depthwise(module: nn.Module) -> bool:
     return module.groups > 1 and module.groups == module.in_channels == module.out_channels
 
 
-def _original_counts(module: nn.Module) -> dict[str, int]:
+def original_channels(module: nn.Module) -> dict[str, int]:
+    """Return, for each side of which channels were removed, how many there were."""
     return dict(getattr(module, "original_channels", {}))
 
 
@@ -239,6 +244,8 @@ def _sliced_tensors(module: nn.Module, side: str) -> Iterator[tuple[nn.Module, s
         places = [(module, "weight", int((side == "in") != crossed))]
         if side == "out":
             places += [(module, name, 0) for name in ("bias", "running_mean", "running_var")]
+    if side == "out" and hasattr(module, "channel_scaling"):
+        places.append((module.channel_scaling, "weight", 0))  # type: ignore[arg-type]
     return ((owner, name, dim) for owner, name, dim in places if getattr(owner, name, None) is not None)
 
 

@@ -1,4 +1,4 @@
-"""Compensation: what removed bases put out, made up for by those that are left, from unlabeled images."""
+"""Compensation: what removed bases and channels did, made up for by those that are left, from unlabeled images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from .activation import Moments, grouped_features, image_batches, raise_problems
+from .activation import Moments, image_batches, raise_problems
+from .channel_compensation import damped_solution, lost_inputs, positions_in, refit_inputs_
+from .channel_slices import channel_count, has_one_side
 from .decomposition import decomposed_layers
 from .forward import forward_pass
 from .layers import DecomposedLayer
+from .paired_passes import input_pair_moments, output_difference, output_pair_moments
+from .selection import decomposable_layers
 
 __all__ = ["CompensationResult", "LayerCompensation", "compensate_"]
 
@@ -41,7 +46,8 @@ class CompensationResult:
     """What :func:`compensate_` did.
 
     Attributes:
-        layers: one :class:`LayerCompensation` for each decomposed layer, by name, in the order of the forward pass.
+        layers: one :class:`LayerCompensation` for each decomposed layer, and each other one that lost inputs, by name,
+            in the order of the forward pass.
         images: number of images that were used, those to check on included.
         output_error_before: mean squared difference of the network's output from the reference's, on the images that
             are kept aside, before.
@@ -57,21 +63,24 @@ class CompensationResult:
 def compensate_(
     network: nn.Module, reference: nn.Module, data: Iterable[Any], ridge: float = 1e-4
 ) -> CompensationResult:
-    """Fit the scaling of every decomposed layer anew so that it puts out what the unpruned network does, in place.
+    """Fit what is left of a pruned network anew so that it puts out what the unpruned one does, in place.
 
-    In closed form and without labels (after Xie et al., arXiv 2108.13728, where channels are compensated): for the
-    features ``Z`` of the bases that are left and the outputs ``Y`` of the reference's layer, the scaling becomes
-    ``W + (Y - W Z) Zᵀ (Z Zᵀ + λ I)⁻¹``, the least squares solution next to its own value ``W``; a bias follows from
-    the means. Layer by layer from input to output: each makes up for what the ones before it left over. One image of
-    four is kept aside, and a layer takes its new values only where its error falls on these. Bases, scaling factors and
-    norms stay as they are: the outputs are those that the norms had their statistics from, so these need not be
-    estimated anew.
+    In closed form and without labels (Xie et al., arXiv 2108.13728). A layer that lost inputs, decomposed or not, reads
+    what they told off those that are left: its basis filters, or its weights, become
+    ``W · C[:, keep] · (C[keep, keep] + λ I)⁻¹`` with ``W`` those of the reference and ``C`` the moments of what the
+    reference reads with what is read now. Then the scaling of every decomposed layer becomes
+    ``W + (Y - W Z) Zᵀ (Z Zᵀ + λ I)⁻¹`` for the features ``Z`` of its bases and the outputs ``Y`` of the reference's
+    layer: the least squares solution next to its own value ``W``. A bias follows from the means. Layer by layer from
+    input to output: each makes up for what the ones before it left over. One image of four is kept aside, and a layer
+    takes its new values only where its error falls on these. Scaling factors and norms stay as they are: the outputs
+    are those that the norms had their statistics from, so these need not be estimated anew.
 
-    Each layer takes one pass of both networks over the images, which are all kept in memory.
+    Each layer takes one or two passes of both networks over the images, which are all kept in memory.
 
     Args:
         network: a pruned decomposed network.
-        reference: the unpruned network, decomposed or not; it is left as it is.
+        reference: the unpruned network; it is left as it is. Where channels were removed, the network as it was before
+            that, such as a ``copy.deepcopy``: decomposed, with the same bases or more.
         data: a loader of some 100 unlabeled images, as for :func:`~monai_basisprune.decompose`; read once.
         ridge: ``λ`` as a share of the mean square of the features.
 
@@ -80,35 +89,30 @@ def compensate_(
 
     Raises:
         LayerSelectionError: if the network holds no decomposed layer.
-        ActivationError: if images or networks do not allow it; all problems are listed, and nothing is changed.
+        ActivationError: if images or networks do not allow it, or there are fewer positions in all images than a layer
+            has bases; all problems are listed, and nothing is changed.
         ValueError: if ``ridge`` is not positive.
     """
     if not (ridge > 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a positive number, got {ridge}.")
-    layers = dict(decomposed_layers(network))
-    problems = _differences(layers, reference)
+    decomposed_layers(network)
+    problems: list[str] = []
+    layers = _chosen(network, reference, problems)
     batches = list(image_batches(network, data, problems))
     images = sum(len(batch) for batch in batches)
     if not problems and images < _CHECKED:
         problems.append(f"data: {images} images; at least {_CHECKED} are needed, and some 100 are of use")
     raise_problems(f"{type(network).__name__} cannot be compensated", problems)
     fit, check = _split(batches)
-    names = _order(network, layers, fit[0])
-    for name in layers.keys() - set(names):
-        problems.append(f"{name}: no image reaches it")
+    names = _order(network, layers, fit, images, problems)
     before = _output_error(network, reference, check, problems)
     raise_problems(f"{type(network).__name__} cannot be compensated", problems)
     old = {name: _values(layers[name]) for name in names}
     results: dict[str, LayerCompensation] = {}
     try:
         for name in names:
-            target = reference.get_submodule(name)
-            results[name] = _compensate_layer(
-                layers[name],
-                _moments(network, reference, layers[name], target, fit),
-                _moments(network, reference, layers[name], target, check),
-                ridge,
-            )
+            pair = network, reference, layers[name], reference.get_submodule(name)
+            results[name] = _compensate_layer(*pair, fit, check, ridge)
         after = _output_error(network, reference, check, problems)
         raise_problems(f"{type(network).__name__} cannot be compensated", problems)
     except BaseException:
@@ -120,19 +124,41 @@ def compensate_(
     return CompensationResult(results, images, before, min(before, after))
 
 
-def _compensate_layer(layer: DecomposedLayer, fit: Moments, check: Moments, ridge: float) -> LayerCompensation:
+def _compensate_layer(
+    network: nn.Module,
+    reference: nn.Module,
+    layer: nn.Module,
+    twin: nn.Module,
+    fit: Sequence[torch.Tensor],
+    check: Sequence[torch.Tensor],
+    ridge: float,
+) -> LayerCompensation:
+    def moments(batches: Sequence[torch.Tensor]) -> Moments:
+        return output_pair_moments(network, reference, layer, twin, batches)
+
+    if not lost_inputs(layer, twin):
+        assert isinstance(layer, DecomposedLayer)
+        return _fit_scaling(layer, moments(fit), moments(check), ridge)
+    old, before = _values(layer), output_difference(network, reference, layer, twin, check)
+    refit_inputs_(layer, twin, input_pair_moments(network, reference, layer, twin, fit), ridge)
+    if isinstance(layer, DecomposedLayer):
+        _fit_scaling(layer, moments(fit), moments(check), ridge)
+    after = output_difference(network, reference, layer, twin, check)
+    if not after < before:
+        _put_back({"": layer}, {"": old})
+    return LayerCompensation(before, after, after < before)
+
+
+def _fit_scaling(layer: DecomposedLayer, fit: Moments, check: Moments, ridge: float) -> LayerCompensation:
     rank = layer.rank() // layer.groups
-    weight, bias = (None if value is None else value.cpu().double() for value in _values(layer))
-    assert weight is not None
-    weight = weight.reshape(layer.groups, -1, rank)
+    weight = layer.scaling.weight.detach().to("cpu", torch.float64).reshape(layer.groups, -1, rank)
+    bias = None if layer.scaling.bias is None else layer.scaling.bias.detach().to("cpu", torch.float64)
     products, mean = fit.second_moment(), fit.mean().unsqueeze(-1)
     if bias is not None:
         bias = bias.reshape(layer.groups, -1, 1)
         products = products - mean @ mean.transpose(1, 2)
     features, targets = products[:, :rank, :rank], products[:, rank:, :rank]
-    scale = features.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    damped = features + ridge * scale.reshape(-1, 1, 1) * torch.eye(rank, dtype=torch.float64)
-    new = weight + torch.linalg.solve(damped, (targets - weight @ features).transpose(1, 2)).transpose(1, 2)
+    new = damped_solution(weight, features, targets, ridge)
     new_bias = None if bias is None else mean[:, rank:] - new @ mean[:, :rank]
     before, after = _error(check, weight, bias), _error(check, new, new_bias)
     changed = after < before  # never where either is NaN
@@ -154,47 +180,42 @@ def _error(moments: Moments, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return float(squares.mean().clamp_min(0))
 
 
-def _moments(
-    network: nn.Module, reference: nn.Module, layer: DecomposedLayer, target: nn.Module, batches: Sequence[torch.Tensor]
-) -> Moments:
-    """Return the moments of the scaled features of a layer's bases and of the outputs wanted, in this order."""
-    moments = Moments()
-    features: list[torch.Tensor] = []
-    wanted: list[torch.Tensor] = []
-    dims = len(layer.kernel_size)
+def _order(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[torch.Tensor],
+    images: int,
+    problems: list[str],
+) -> list[str]:
+    """Return the names of the layers in the order in which they first come in a forward pass, if images suffice."""
+    samples: dict[str, int] = {}
 
-    def see(into: list[torch.Tensor]) -> Any:
-        return lambda module, args, output: into.append(grouped_features(output, layer.groups, dims))
+    def see(name: str, layer: nn.Module) -> Any:
+        def count(module: nn.Module, args: object, output: torch.Tensor) -> None:
+            samples[name] = samples.get(name, 0) + output.numel() // channel_count(layer, "out")
 
-    factors = layer.scaling.scaling_factors.detach().cpu().double().reshape(layer.groups, -1, 1)
-    handles = [layer.basis.register_forward_hook(see(features)), target.register_forward_hook(see(wanted))]
+        return layer.register_forward_hook(count)
+
+    handles = [see(name, layer) for name, layer in layers.items()]
     try:
-        for batch in batches:
-            features.clear()
-            wanted.clear()
-            forward_pass(network, batch)
-            forward_pass(reference, batch)
-            for found, outputs in zip(features, wanted, strict=True):
-                moments.add(torch.cat([found * factors.to(found.device), outputs.to(found.device)], dim=1))
+        forward_pass(network, batches[0])
     finally:
         for handle in handles:
             handle.remove()
-    return moments
-
-
-def _order(network: nn.Module, layers: Mapping[str, DecomposedLayer], batch: torch.Tensor) -> list[str]:
-    """Return the names of the layers in the order in which they first come in a forward pass."""
-    names: dict[str, None] = {}
-    handles = [
-        layer.register_forward_hook(lambda module, args, output, name=name: names.setdefault(name))
-        for name, layer in layers.items()
-    ]
-    try:
-        forward_pass(network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(names)
+    used = sum(len(batch) for batch in batches)
+    for name, layer in layers.items():
+        if name not in samples:
+            problems.append(f"{name}: no image reaches it")
+            continue
+        needed = layer.rank() // layer.groups if isinstance(layer, DecomposedLayer) else 1
+        positions = samples[name] / len(batches[0])
+        if positions * used < needed:
+            problems.append(
+                f"{name}: {positions * used:.0f} samples ({used} of {images} images, {positions:.3g} positions each; "
+                f"the others are kept aside) for {needed} bases; at least "
+                f"{math.ceil(needed / positions * _CHECKED / (_CHECKED - 1))} images are needed, or larger ones"
+            )
+    return list(samples)
 
 
 def _output_error(
@@ -212,18 +233,34 @@ def _output_error(
     return squares / count
 
 
-def _differences(layers: Mapping[str, DecomposedLayer], reference: nn.Module) -> list[str]:
-    modules: dict[str, Any] = dict(reference.named_modules())
-    problems = []
-    for name, layer in layers.items():
-        other = modules.get(name)
-        if other is None:
-            problems.append(f"{name}: the reference has no such layer")
+def _chosen(network: nn.Module, reference: nn.Module, problems: list[str]) -> dict[str, nn.Module]:
+    """Return the layers to fit, and what keeps the reference from telling what they should put out."""
+    twins = dict(reference.named_modules())
+    chosen = {}
+    for name, layer in decomposable_layers(network):
+        twin, decomposed = twins.get(name), isinstance(layer, DecomposedLayer)
+        if has_one_side(layer) or not (decomposed or (isinstance(twin, type(layer)) and lost_inputs(layer, twin))):
             continue
-        channels = getattr(other, "out_channels", getattr(other, "out_features", None))
-        if channels != layer.out_channels:
-            problems.append(f"{name}: {layer.out_channels} output channels, {channels} in the reference")
-    return problems
+        chosen[name] = layer
+        if not isinstance(twin, (DecomposedLayer, _ConvNd, nn.Linear)):
+            problems.append(f"{name}: the reference has no such layer")
+        elif positions_in(layer, twin, "out") is None:
+            found, wanted = (channel_count(one, "out") for one in (layer, twin))
+            problems.append(f"{name}: {found} output channels, {wanted} in the reference")
+        elif channel_count(layer, "in") != channel_count(twin, "in") and not _comparable(layer, twin):
+            problems.append(
+                f"{name}: has lost channels, and this layer of the reference has not the same bases with all channels: "
+                f"give the network as it was before they were removed, a copy.deepcopy"
+            )
+    return chosen
+
+
+def _comparable(layer: nn.Module, twin: nn.Module) -> bool:
+    if positions_in(layer, twin, "in") is None:
+        return False
+    if isinstance(layer, DecomposedLayer):
+        return isinstance(twin, DecomposedLayer) and set(twin.kept_bases) >= set(layer.kept_bases)
+    return not isinstance(twin, DecomposedLayer)
 
 
 def _split(batches: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -237,15 +274,11 @@ def _split(batches: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[to
     return fit, check
 
 
-def _values(layer: DecomposedLayer) -> tuple[torch.Tensor, torch.Tensor | None]:
-    bias = layer.scaling.bias
-    return layer.scaling.weight.detach().clone(), None if bias is None else bias.detach().clone()
+def _values(layer: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
 
 
-def _put_back(
-    layers: Mapping[str, DecomposedLayer], values: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]
-) -> None:
-    for name, (weight, bias) in values.items():
-        layers[name].scaling.weight.data.copy_(weight)
-        if bias is not None:
-            layers[name].scaling.bias.data.copy_(bias)  # type: ignore[union-attr]
+def _put_back(layers: Mapping[str, nn.Module], values: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    for name, tensors in values.items():
+        for part, parameter in layers[name].named_parameters():
+            parameter.data.copy_(tensors[part])

@@ -40,6 +40,8 @@ class CurvePoint:
         mac_reduction: the share of its operations that is gone.
         auc: the AUC with its interval, as JSON types.
         difference: its difference to the unpruned network on the same cases; None for the unpruned one.
+        structure: tells networks that keep other bases or channels apart; see
+            :func:`~monai_basisprune.snapshot.structure_of`.
     """
 
     epoch: int
@@ -50,6 +52,7 @@ class CurvePoint:
     mac_reduction: float
     auc: dict[str, Any]
     difference: dict[str, Any] | None = None
+    structure: str | None = None
 
 
 @dataclass
@@ -66,10 +69,10 @@ class PruningCurve:
         """Return the last evaluation of each round: what the network reached before the next cut.
 
         The last one, not the best one: to pick the best of several epochs on the same cases would flatter it. A round
-        ends where the number of bases changes. It need not fall: a search goes back to a larger network.
+        ends where bases or channels change. They need not get fewer: a search goes back to a larger network.
         """
-        after = [point.bases for point in self.points[1:]]
-        return [point for point, bases in itertools.zip_longest(self.points, after) if bases != point.bases]
+        kept = [(point.bases, point.structure) for point in self.points]
+        return [point for point, own, after in itertools.zip_longest(self.points, kept, kept[1:]) if own != after]
 
     def unpruned(self) -> CurvePoint:
         """Return the last evaluation of the unpruned network, before the first cut.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +13,16 @@ import torch
 from torch import nn
 
 from .activation import activation_factors
-from .channel_slices import kept_channels, lost_parameters
+from .channel_slices import channel_count, kept_channels, lost_parameters, original_channels
 from .errors import LayerSelectionError
+from .factorization import is_finite
 from .layers import DecomposedLayer, decompose_layer
 from .selection import decomposable_layers, is_lazy, select_layers, skip_reasons
 
 __all__ = ["LayerStatus", "decompose", "decomposed_layers", "layer_status"]
 
+# weights, above which a layer is decomposed with nothing beside it
+_LARGE = 2**20
 
 _NOT_SELECTED = {
     False: "not selected by target_modules and exclude_modules",
@@ -37,6 +42,8 @@ class LayerStatus:
         parameters: number of parameters, bias included, after :func:`recompose`.
         original_parameters: number of parameters of the layer in the original network.
         skipped: why the layer is not decomposed, or None where it is.
+        channels: output channels that are left.
+        max_channels: output channels of the layer in the original network.
     """
 
     name: str
@@ -46,6 +53,8 @@ class LayerStatus:
     parameters: int
     original_parameters: int
     skipped: str | None
+    channels: int
+    max_channels: int
 
 
 def decompose(
@@ -105,16 +114,36 @@ def decompose(
             f"reads none."
         )
     chosen = select_layers(network, target_modules, exclude_modules)
-    broken = [name for name, layer in chosen.items() if not bool(torch.isfinite(layer.weight).all())]  # type: ignore[arg-type]
+    broken = [name for name, layer in chosen.items() if not is_finite(layer.weight)]  # type: ignore[arg-type]
     if broken:
         lines = "\n".join(f"  - {name}: the weight holds NaN or infinite values" for name in sorted(broken))
         raise LayerSelectionError(f"{type(network).__name__} cannot be decomposed; load sound weights first:\n{lines}")
-    # the largest first, as long as there is little beside it: what one layer needs meanwhile is several times its size
-    falling = sorted(chosen.values(), key=lambda layer: -layer.weight.numel())  # type: ignore[operator]
     if data is None:
-        return replace_modules(network, {layer: decompose_layer(layer) for layer in falling})
+        return replace_modules(network, dict(_decomposed_by_weight(chosen.values())))
     factors = activation_factors(network, chosen, data)
     return replace_modules(network, {layer: decompose_layer(layer, factors[name]) for name, layer in chosen.items()})
+
+
+def _decomposed_by_weight(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, DecomposedLayer]]:
+    """Yield each layer with what replaces it.
+
+    The largest come first, one at a time, as long as there is little beside them: what one layer needs meanwhile is
+    several times its size. The others go side by side, each on one thread, so that its bits do not depend on how many
+    there are.
+    """
+    falling = sorted(layers, key=lambda layer: -layer.weight.numel())  # type: ignore[operator]
+    large = [layer for layer in falling if layer.weight.numel() > _LARGE]  # type: ignore[operator]
+    for layer in large:
+        yield layer, decompose_layer(layer)
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        small = falling[len(large) :]
+        yield from zip(small, pool.map(decompose_layer, small), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # PyTorch gives the last number that any thread asked for to threads that are to come
+        torch.set_num_threads(threads)
 
 
 def layer_status(network: nn.Module) -> list[LayerStatus]:
@@ -134,10 +163,13 @@ def layer_status(network: nn.Module) -> list[LayerStatus]:
             now, before, skipped = module.recomposed_parameters(), module.original_parameters, None
         else:
             kind, rank, max_rank = type(module).__name__, None, None
-            now = before = sum(p.numel() for p in module.parameters() if not is_lazy(p))
+            own = [p for n, p in module.named_parameters() if not n.startswith("channel_scaling.")]
+            now = before = sum(p.numel() for p in own if not is_lazy(p))
             before += lost_parameters(module) if kept_channels(module) else 0
             skipped = reasons.get(name, _NOT_SELECTED[isinstance(module, nn.Linear)])
-        status.append(LayerStatus(name, kind, rank, max_rank, now, before, skipped))
+        channels = channel_count(module, "out")
+        most = original_channels(module).get("out", channels)
+        status.append(LayerStatus(name, kind, rank, max_rank, now, before, skipped, channels, most))
     return status
 
 
@@ -161,9 +193,18 @@ def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]
     What is replaced is never copied, so the peak of memory stays near the size of the two networks.
     """
     memo: dict[int, object] = {id(old): new for old, new in replacements.items()}
+    buffers = [b for b in network.buffers() if type(b) is torch.Tensor and b.layout is torch.strided and not vars(b)]
+    places = Counter(buffer.untyped_storage().data_ptr() for buffer in buffers)
+    for buffer in buffers:
+        # the general way, for buffers that share their memory or require a gradient, takes several times longer
+        if places[buffer.untyped_storage().data_ptr()] == 1 and not buffer.requires_grad:
+            memo.setdefault(id(buffer), buffer.clone())
     for module in network.modules():
         for value in vars(module).values():
+            # a module holds ten of these, mostly for hooks; to copy them in the general way takes most of the time
+            if type(value) in (dict, OrderedDict, set) and not value:
+                memo[id(value)] = type(value)()
             # the weight that an old-style weight or spectral norm computed; it is computed anew at the next pass
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
+            elif isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(network, memo)

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Factors", "break_even_rank", "factorize", "factorize_by_outputs", "kept_bases_problem", "reconstruct"]
+__all__ = [
+    "Factors",
+    "break_even_rank",
+    "factorize",
+    "factorize_by_outputs",
+    "is_finite",
+    "kept_bases_problem",
+    "reconstruct",
+]
+
+# Rows of the lower half of a Gram matrix that are multiplied at once
+_BLOCK = 64
 
 # Below this ratio of the smallest to the largest singular value, the Gram matrix no longer gives rows of Vᵀ that are
 # orthogonal to float32 precision (their error grows with the square of the inverse ratio), so a QR step is taken.
@@ -104,6 +115,13 @@ def factorize_by_outputs(
     return _factors(scaling, scaling.transpose(1, 2) @ matrix, weight, mean)
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds finite values only."""
+    # a NaN or an infinite value is the smallest or the largest, and no tensor of the same size is needed to find it
+    low, high = tensor.detach().aminmax() if tensor.numel() else (0.0, 0.0)
+    return math.isfinite(low) and math.isfinite(high)
+
+
 def _as_matrix(weight: torch.Tensor, groups: int) -> torch.Tensor:
     """Return a weight as one matrix for each group, in float64 on the host."""
     if weight.ndim < 2 or not weight.is_floating_point():
@@ -113,7 +131,7 @@ def _as_matrix(weight: torch.Tensor, groups: int) -> torch.Tensor:
         )
     if groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"groups must divide the {weight.shape[0]} output channels, got groups={groups}.")
-    if not bool(torch.isfinite(weight).all()):
+    if not is_finite(weight):
         raise ValueError("factorize needs finite values, the weight holds NaN or infinite ones.")
     # float64 does not exist on every accelerator, the host always has it
     return weight.detach().to("cpu", torch.float64).reshape(groups, weight.shape[0] // groups, -1)
@@ -142,17 +160,26 @@ def _economy_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, columns = matrix.shape[1:]
     if rows > columns:
         # V comes straight from the eigenvectors, so it is orthonormal even for a weight that lacks rank
-        v = torch.linalg.eigh(matrix.transpose(1, 2) @ matrix).eigenvectors.flip(-1)
+        v = torch.linalg.eigh(_lower_gram(matrix.transpose(1, 2))).eigenvectors.flip(-1)
         return matrix @ v, v.transpose(1, 2).contiguous()
-    squares, u = torch.linalg.eigh(matrix @ matrix.transpose(1, 2))
+    squares, u = torch.linalg.eigh(_lower_gram(matrix))
     squares, u = squares.flip(-1).clamp_min(0), u.flip(-1)
     singular = squares.sqrt()
     if bool((singular[:, -1] > _GRAM_CONDITION * singular[:, 0]).all()):
-        v_t = (u.transpose(1, 2) @ matrix) / singular.unsqueeze(-1)
+        v_t = (u / singular.unsqueeze(1)).transpose(1, 2) @ matrix
         return u * singular.unsqueeze(1), v_t
     q, r = torch.linalg.qr(matrix.transpose(1, 2))
     left, singular, right_t = torch.linalg.svd(r)
     return right_t.transpose(1, 2) * singular.unsqueeze(1), left.transpose(1, 2) @ q.transpose(1, 2)
+
+
+def _lower_gram(matrix: torch.Tensor) -> torch.Tensor:
+    """Return ``W Wᵀ``; what is above its diagonal blocks is left as it is, as it is never read."""
+    gram = matrix.new_zeros(matrix.shape[0], matrix.shape[1], matrix.shape[1])
+    for start in range(0, matrix.shape[1], _BLOCK):
+        end = start + _BLOCK
+        gram[:, start:end, :end] = matrix[:, start:end] @ matrix[:, :end].transpose(1, 2)
+    return gram
 
 
 def reconstruct(basis: torch.Tensor, scaling: torch.Tensor, groups: int = 1) -> torch.Tensor:

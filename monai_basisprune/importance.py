@@ -48,8 +48,9 @@ class _Importance:
     """Holds what all criteria share: the network and the normalization within each layer."""
 
     def __init__(self, network: nn.Module, normalization: str = "none") -> None:
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization must be one of {sorted(NORMALIZATIONS)}, got {normalization!r}.")
+        known = sorted([*NORMALIZATIONS, "size"])
+        if normalization not in known:
+            raise ValueError(f"normalization must be one of {known}, got {normalization!r}.")
         decomposed_layers(network)  # raises where there is nothing to score
         self.network = network
         self.normalization = normalization
@@ -59,7 +60,11 @@ class _Importance:
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return one score for each basis: ``{layer name: tensor of shape (rank,)}``, on the host, in float64."""
-        return {name: NORMALIZATIONS[self.normalization](s) for name, s in self._raw_scores().items()}
+        scores = self._raw_scores()
+        if self.normalization == "size":
+            sizes = {name: layer.basis_size() for name, layer in decomposed_layers(self.network)}
+            return {name: values / sizes[name] for name, values in scores.items()}
+        return {name: NORMALIZATIONS[self.normalization](values) for name, values in scores.items()}
 
 
 class SingularValueImportance(_Importance):
@@ -71,7 +76,8 @@ class SingularValueImportance(_Importance):
 
     Args:
         network: a decomposed network.
-        normalization: ``"none"`` (default), ``"l2"``, ``"mean"`` or ``"max"`` of the layer.
+        normalization: ``"none"`` (default); ``"l2"``, ``"mean"`` or ``"max"`` of the layer; or ``"size"``, what
+            a basis costs in weights: the score for each parameter saved.
 
     Example:
         >>> from monai_basisprune import decompose
@@ -147,7 +153,8 @@ class ScalingImportance(_Importance):
 
     Args:
         network: a decomposed network.
-        normalization: ``"none"`` (default), ``"l2"``, ``"mean"`` or ``"max"`` of the layer.
+        normalization: ``"none"`` (default); ``"l2"``, ``"mean"`` or ``"max"`` of the layer; or ``"size"``, what
+            a basis costs in weights: the score for each parameter saved.
     """
 
     def _raw_scores(self) -> dict[str, torch.Tensor]:
@@ -166,7 +173,8 @@ class TaylorImportance(_Importance):
     Args:
         network: a decomposed network, whose scaling factors require a gradient.
         reduction: ``"square"`` (default) for the mean of squares or ``"abs"`` for the mean of magnitudes.
-        normalization: ``"none"`` (default), ``"l2"``, ``"mean"`` or ``"max"`` of the layer.
+        normalization: ``"none"`` (default); ``"l2"``, ``"mean"`` or ``"max"`` of the layer; or ``"size"``, what
+            a basis costs in weights: the score for each parameter saved.
 
     Example:
         >>> from monai_basisprune import decompose

@@ -68,21 +68,20 @@ class DecomposedLayer(nn.Module):
             len(self.kernel_size), rank, self.out_channels, self.groups, bias is not None, torch.device("meta")
         )
         device, dtype = weight.device, weight.dtype
-        self.to(dtype).to_empty(device=device)
         if factors is None:
+            self.to(dtype).to_empty(device=device)
             self.basis.reset_parameters()
             self.scaling.reset_parameters()
             values = self.basis.weight.detach()
         else:
             values = factors.basis.to(device, dtype)
             self.scaling.weight = nn.Parameter(factors.scaling.to(device, dtype), requires_grad=False)
-            nn.init.ones_(self.scaling.scaling_factors)
+            self.scaling.scaling_factors = nn.Parameter(torch.ones(rank, device=device, dtype=dtype))
         means = None if factors is None or factors.means is None else factors.means.to(device, dtype)
         self.register_buffer("means", means, persistent=False)
         self.basis.weight = nn.Parameter(values.contiguous(memory_format=memory_format(weight)), requires_grad=False)
-        if self.scaling.bias is not None and bias is not None:
-            self.scaling.bias.data.copy_(bias.detach())
-            self.scaling.bias.requires_grad_(bias.requires_grad)
+        if bias is not None:
+            self.scaling.bias = nn.Parameter(bias.detach().to(device, dtype).clone(), requires_grad=bias.requires_grad)
         self.train(layer.training)
 
     if TYPE_CHECKING:  # TorchScript would read them as types of its own
@@ -219,6 +218,14 @@ class DecomposedLayer(nn.Module):
         self.basis.out_channels = self.scaling.in_channels = rank
 
 
+def _bare(kind: type[nn.Module]) -> Any:
+    """Return a type of layer that starts without values: to draw those that nothing holds takes most of the time."""
+    return type(f"Bare{kind.__name__}", (kind,), {"reset_parameters": lambda self: None})
+
+
+_BARE = {dims: _bare(kind) for dims, kind in enumerate(SUPPORTED_CONVOLUTIONS, start=1)}
+
+
 class DecomposedConv(DecomposedLayer):
     """A convolution as basis filters and their scaling; see :class:`DecomposedLayer`."""
 
@@ -233,8 +240,10 @@ class DecomposedConv(DecomposedLayer):
         if whole_kernel:
             names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
             geometry = {name: getattr(self, name) for name in names}
-        kind = Conv[Conv.CONV, len(self.kernel_size)]
-        return kind(in_channels, out_channels, groups=self.groups, bias=bias, device="meta", **geometry)
+        kind = _BARE[len(self.kernel_size)]
+        layer = kind(in_channels, out_channels, groups=self.groups, bias=bias, device="meta", **geometry)
+        layer.__class__ = Conv[Conv.CONV, len(self.kernel_size)]
+        return layer
 
     def _basis_layer(self, rank: int) -> nn.Module:
         return self._new(self.in_channels, rank, bias=False, whole_kernel=True)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
+from .channel_scaling_layer import fold_channel_scaling
 from .channel_slices import keep_channels_, kept_channels_problem
 from .decomposition import replace_modules
 from .errors import BasisPruneError, PlanMismatchError
@@ -23,6 +24,7 @@ from .fingerprint import architecture_of, module_differences, module_settings, s
 from .layers import SUPPORTED_LAYERS, new_decomposed
 from .network_def import make_network
 from .plan import PruningPlan
+from .reading import is_ordinary_tensor
 from .selection import skip_reasons
 
 __all__ = ["build_pruned", "load_pruned", "plan_path", "save_pruned"]
@@ -122,6 +124,7 @@ def save_pruned(network: nn.Module, path: str | os.PathLike[str]) -> None:
         BasisPruneError: if a weight is NaN or infinite; what was saved before is left as it is.
         OSError: if the files cannot be written; what was saved before is left as it is.
     """
+    network = fold_channel_scaling(network)
     plan = PruningPlan.from_network(network)
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     problems = _value_problems(network, state)
@@ -131,7 +134,8 @@ def save_pruned(network: nn.Module, path: str | os.PathLike[str]) -> None:
     following = _second_name(plan_path(path))
 
     def write(temporary: Path) -> None:
-        torch.save(state, temporary)
+        with temporary.open("wb") as stream:  # of a file, torch writes the name into it: equal networks, other bytes
+            torch.save(state, stream)
         replace(plan, weights_sha256=sha256_of(temporary)).save(following)
 
     _finish_save(path)
@@ -178,8 +182,9 @@ def load_pruned(
         network = build_pruned(network_def, plan)
         state = _read_state_dict(file, path.name)
     wanted = network.state_dict()
-    unusual = [name for name, tensor in state.items() if not _is_ordinary(tensor)]
-    problems = [f"{name}: no ordinary tensor, but sparse, quantized, nested or without values" for name in unusual]
+    unusual = [name for name, tensor in state.items() if not is_ordinary_tensor(tensor)]
+    odd = "no ordinary tensor, but sparse, quantized, nested, without values or with too few"
+    problems = [f"{name}: {odd}" for name in unusual]
     problems += shape_differences(
         {name: list(tensor.shape) for name, tensor in state.items() if name not in unusual},
         {name: list(tensor.shape) for name, tensor in wanted.items() if name not in unusual},
@@ -258,15 +263,10 @@ def _read_state_dict(file: BinaryIO, name: str) -> Mapping[str, torch.Tensor]:
             f"it. Save it again with save_pruned."
         ) from error
     if not isinstance(state, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+        isinstance(key, str) and key.isprintable() and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
         raise PlanMismatchError(f"{name} holds {type(state).__name__}, not the tensors of a state dict.")
     return state
-
-
-def _is_ordinary(tensor: torch.Tensor) -> bool:
-    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
-    return plain and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 def _value_problems(network: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:

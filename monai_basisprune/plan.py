@@ -15,6 +15,7 @@ from jsonschema.validators import extend
 from torch import nn
 
 from ._version import __version__
+from .channel_scaling_layer import fold_channel_scaling
 from .channel_slices import cut_modules, kept_channels
 from .decomposition import decomposed_layers
 from .errors import PlanMismatchError
@@ -36,7 +37,8 @@ _SETTING = {
         {"type": "array", "items": {"anyOf": [{"type": "null"}, _NUMBER]}, "maxItems": 16},
     ]
 }
-_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # control characters could speak to a terminal, from an error message
+# control characters could speak to a terminal, from an error message, or turn the direction of its letters
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\uf8ff]*\Z"
 _NAMES = {"maxLength": 1000, "pattern": _PRINTABLE}
 _KEPT = {"type": "array", "items": _SIZE, "minItems": 1, "maxItems": 65536}
 _SCHEMA: dict[str, Any] = {
@@ -164,6 +166,7 @@ class PruningPlan:
         Raises:
             LayerSelectionError: if it holds no decomposed layer.
         """
+        network = fold_channel_scaling(network)
         layers = {name: LayerPlan(list(layer.kept_bases)) for name, layer in decomposed_layers(network)}
         cut = [(name, kept_channels(module)) for name, module in cut_modules(network)]
         channels = {name: ChannelPlan(kept.get("in"), kept.get("out")) for name, kept in cut}

@@ -82,7 +82,7 @@ def _select(
     check_scores(layers, scores)
     order = {name: score_slots(layers[name], scores[name]) for name in scores}
     candidates = sorted(
-        (float(score), -slot / len(slot_scores), name)
+        (score, -slot / len(slot_scores), name)
         for name, (_, slot_scores) in order.items()
         for slot, score in enumerate(slot_scores.tolist())
         if slot > 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from .channel_scaling_layer import fold_channel_scaling
 from .decomposition import decomposed_layers, replace_modules
 from .folding import fold_norms
 from .layer_timing import faster_split
@@ -50,6 +51,7 @@ def recompose(
             "recompose needs input_shape, the shape of one input without the batch such as (1, 224, 224), to measure "
             "the latency of layers and to fold norms."
         )
+    network = fold_channel_scaling(network)
     split: dict[str, bool] = {}
     if cheaper_by == "latency" and input_shape is not None:
         split = faster_split(network, input_shape)

@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
-
 from .budgets import Budget
 from .curve import CurvePoint
-from .decomposition import decomposed_layers
 from .errors import ConfigurationError, PlanMismatchError
 from .evidence.feasibility import SampleProblem, patients_by_class, sample_problem
-from .importance import ScalingImportance, SingularValueImportance, TaylorImportance
-from .pruning import select_bases
+from .joint_pruning import JointResult
+from .pruning import PruneResult
+from .rounds import RoundPruner, RoundScores
 from .search import MetricSearch
-from .snapshot import NetworkSnapshot, restore_, take_snapshot
+from .snapshot import NetworkSnapshot, restore_, structure_of, take_snapshot
 
 __all__ = ["SearchRounds"]
 
@@ -58,8 +55,8 @@ class SearchRounds:
         self.confidence = confidence
         self._budget = budgets[0]
         self._snapshot: NetworkSnapshot | None = None
-        self._scores: dict[str, torch.Tensor] = {}
-        self._failed: list[dict[str, list[int]]] = []
+        self._scores = RoundScores({}, {})
+        self._failed: list[str] = []
 
     def check_cases(
         self, auc: float, labels: Sequence[Any], patients: Sequence[Any] | None, source: str
@@ -89,57 +86,53 @@ class SearchRounds:
         return problem
 
     def advance(
-        self,
-        network: nn.Module,
-        importance: TaylorImportance | ScalingImportance | SingularValueImportance,
-        optimizer: torch.optim.Optimizer,
-        point: CurvePoint,
-        labels: Sequence[Any],
-        patients: Sequence[Any] | None,
-    ) -> tuple[dict[str, torch.Tensor], Budget] | None:
-        """Judge the network, go back where the search says so, and return the scores and the budget of the next cut.
+        self, pruner: RoundPruner, point: CurvePoint, labels: Sequence[Any], patients: Sequence[Any] | None
+    ) -> PruneResult | JointResult | None:
+        """Judge the network, go back where the search says so, and cut it to the next ratio.
 
         Args:
-            network: the network, trained since the last cut.
-            importance: what has ranked its bases meanwhile.
-            optimizer: the optimizer that trains it.
-            point: its evaluation.
+            pruner: holds the network, which was trained since the last cut, and what has ranked its parts meanwhile.
+            point: the evaluation of the network.
             labels: the class of each validation case.
             patients: the patient of each validation case, or None.
 
         Returns:
-            None where the search has ended; the network is then the smallest that was accepted.
+            what the cut left, or None where the search has ended: the network is then the smallest that was accepted.
         """
+        network = pruner.network
         if self._snapshot is None:  # the unpruned network: how good it is decides how many cases are enough
             problem = self.check_cases(point.auc["auc"], labels, patients, "reached before the first cut")
             if problem is not None:
                 self.search.demand_points_only(problem)
         # whether the network is the smallest that was accepted so far
         held = self._snapshot is None or self.search.judge(point)
+        scores = pruner.scores()
         if held:
-            self._snapshot, self._scores, self._failed = take_snapshot(network, optimizer), importance.scores(), []
+            self._snapshot, self._scores, self._failed = take_snapshot(network, pruner.optimizer), scores, []
         else:
-            self._failed.append(_kept(network))
+            self._failed.append(structure_of(network))
         while True:
             target = self.search.target
             if not held and (target is None or self.search.bisecting):
-                assert self._snapshot is not None
-                restore_(network, optimizer, self._snapshot)
-                if isinstance(importance, TaylorImportance):
-                    importance.reset()
-                held = True
+                self._go_back(pruner)
+                held, scores = True, self._scores
             if target is None:
                 return None
-            scores, now = self._scores if held else importance.scores(), _kept(network)
             share: dict[str, Any] = {self._budget.quantity: target}
-            positions = select_bases(network, scores, replace(self._budget, **share))
-            kept = now | {name: [now[name][position] for position in positions[name]] for name in positions}
-            if kept not in (now, *self._failed):
-                # that very selection: a time is measured anew by each call, so the same share may mean other bases
-                most = sum(layer.max_rank for _, layer in decomposed_layers(network))
-                left = sum(len(bases) for bases in kept.values())
-                return scores, Budget(bases=1 - left / most, input_shape=self._budget.input_shape)
-            self.search.settle(held and kept == now)
+            before = structure_of(network)
+            result = pruner.cut(replace(self._budget, **share), scores)
+            after = structure_of(network)
+            if after not in (before, *self._failed):
+                return result
+            self.search.settle(held and after == before)
+            if after != before:  # one that has failed before, and only a network that was accepted leads there again
+                self._go_back(pruner)
+
+    def _go_back(self, pruner: RoundPruner) -> None:
+        """Make the network again the smallest that was accepted."""
+        assert self._snapshot is not None
+        restore_(pruner.network, pruner.optimizer, self._snapshot)
+        pruner.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the search is and the network to go back to, as tensors and plain types."""
@@ -147,7 +140,7 @@ class SearchRounds:
             "quantity": self._budget.quantity,
             "search": self.search.state_dict(),
             "snapshot": None if self._snapshot is None else self._snapshot.to_dict(),
-            "scores": dict(self._scores),
+            "scores": vars(self._scores),
             "failed": list(self._failed),
         }
 
@@ -164,9 +157,5 @@ class SearchRounds:
             )
         self.search.load_state_dict(state["search"])
         self._snapshot = None if state["snapshot"] is None else NetworkSnapshot.from_dict(state["snapshot"])
-        self._scores = dict(state["scores"])
+        self._scores = RoundScores(**state["scores"])
         self._failed = list(state["failed"])
-
-
-def _kept(network: nn.Module) -> dict[str, list[int]]:
-    return {name: list(layer.kept_bases) for name, layer in decomposed_layers(network)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +12,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from .channel_slices import (
+    SLICEABLE_MODULES,
+    channel_count,
+    cut_modules,
+    has_one_side,
+    kept_channels,
+    kept_channels_problem,
+    original_channels,
+)
+from .channel_trial import Side
 from .decomposition import decomposed_layers
 from .errors import PlanMismatchError
 from .factorization import kept_bases_problem
+from .fingerprint import architecture_of
 
-__all__ = ["NetworkSnapshot", "positions_of", "restore_", "take_snapshot"]
+__all__ = ["NetworkSnapshot", "kept_parts", "positions_of", "removed_of", "restore_", "structure_of", "take_snapshot"]
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
-_HALVES = (("basis", "weight"), ("scaling", "weight"), ("scaling", "scaling_factors"))
+_SIZES = (
+    "in_channels",
+    "out_channels",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_parameters",
+    "groups",
+)
+"""Where a module tells how large it is: what a cut changes besides tensors."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +50,17 @@ class NetworkSnapshot:
     Attributes:
         tensors: parameters and buffers by name.
         kept_bases: for each decomposed layer the bases that were left.
+        kept_channels: for each module of which channels were removed those that were left, on each side.
+        sizes: what each module told of its size.
+        architecture: the shapes of the original network's state dict.
         optimizers: for each optimizer its groups, with their options and the state of each parameter in order.
     """
 
     tensors: dict[str, torch.Tensor]
     kept_bases: dict[str, list[int]]
+    kept_channels: dict[str, dict[str, list[int]]]
+    sizes: dict[str, dict[str, int]]
+    architecture: dict[str, list[int]]
     optimizers: list[list[dict[str, Any]]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +86,9 @@ def take_snapshot(network: nn.Module, optimizer: Optimizers = None) -> NetworkSn
     """
     return NetworkSnapshot(
         tensors={name: tensor.detach().clone() for name, tensor in _tensors(network)},
-        kept_bases={name: list(layer.kept_bases) for name, layer in decomposed_layers(network)},
+        **kept_parts(network),
+        sizes={name: _sizes(module) for name, module in network.named_modules()},
+        architecture=architecture_of(network),
         optimizers=[
             [
                 {
@@ -75,10 +105,10 @@ def take_snapshot(network: nn.Module, optimizer: Optimizers = None) -> NetworkSn
 def restore_(network: nn.Module, optimizer: Optimizers, snapshot: NetworkSnapshot) -> None:
     """Bring a network back to a snapshot, in place and bit by bit, whatever was pruned or trained since.
 
-    Trainers, evaluators and hooks that hold the network go on with it. Parameters of layers that were pruned are
-    replaced by new ones, which take the places of the old ones in the optimizers; all others keep their identity.
-    Gradients are cleared. Reset a :class:`~monai_basisprune.TaylorImportance` after the call, and hand the network to
-    DDP, ``torch.compile`` and the like again.
+    Trainers, evaluators and hooks that hold the network go on with it. Parameters of layers of which bases or channels
+    were removed are replaced by new ones, which take the places of the old ones in the optimizers; all others keep
+    their identity. Gradients are cleared. Reset what collects importance after the call, and hand the network to DDP,
+    ``torch.compile`` and the like again.
 
     Args:
         network: the network that the snapshot was taken of, or one of the same architecture.
@@ -92,16 +122,22 @@ def restore_(network: nn.Module, optimizer: Optimizers, snapshot: NetworkSnapsho
     optimizers = _listed(optimizer)
     _check(network, optimizers, snapshot)
     new_of: dict[nn.Parameter, nn.Parameter] = {}
+    for name, module in network.named_modules():
+        for part, old in _own_tensors(module):
+            saved = snapshot.tensors[_joined(name, part)]
+            if old.shape == saved.shape:
+                continue
+            new = saved.clone().to(old.device)
+            if isinstance(old, nn.Parameter):
+                new = new_of.setdefault(old, nn.Parameter(new, requires_grad=old.requires_grad))
+            setattr(module, part, new)
+        _tell_channels(module, snapshot.kept_channels.get(name, {}))
+        for size, value in snapshot.sizes[name].items():
+            setattr(module, size, value)
     for name, layer in decomposed_layers(network):
-        for half, part in _HALVES:
-            owner = getattr(layer, half)
-            old = getattr(owner, part)
-            saved = snapshot.tensors[_joined(name, half, part)]
-            if old.shape != saved.shape:
-                new_of[old] = nn.Parameter(saved.clone().to(old.device), requires_grad=old.requires_grad)
-                setattr(owner, part, new_of[old])
         layer.kept_bases = list(snapshot.kept_bases[name])
-        layer.tell_rank(len(layer.kept_bases))
+        means = snapshot.tensors.get(_joined(name, "means"))
+        layer.means = None if means is None else means.clone().to(layer.basis.weight.device)
     with torch.no_grad():
         for name, tensor in _tensors(network):
             tensor.copy_(snapshot.tensors[name])
@@ -151,17 +187,85 @@ def positions_of(network: nn.Module, kept_bases: Mapping[str, Sequence[int]]) ->
     return positions
 
 
+def removed_of(network: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> dict[Side, list[int]]:
+    """Return the positions that each side of each module loses to come to the channels of a checkpoint.
+
+    Args:
+        network: a decomposed network of which fewer channels were removed, or none.
+        kept: for each module of the checkpoint of which channels were removed those that are left, on each side.
+
+    Raises:
+        PlanMismatchError: if the network lacks a module or a channel of the checkpoint.
+    """
+    modules = dict(network.named_modules())
+    removed: dict[Side, list[int]] = {}
+    problems = []
+    for name in {**kept_parts(network)["kept_channels"], **kept}:
+        module, wanted = modules.get(name), kept.get(name, {})
+        for side in {**({} if module is None else kept_channels(module)), **wanted}:
+            if not isinstance(module, SLICEABLE_MODULES) or side not in ("in", "out")[has_one_side(module) :]:
+                problems.append(name)
+                continue
+            now = kept_channels(module).get(side, list(range(channel_count(module, side))))
+            keep = [now.index(channel) for channel in wanted.get(side, ()) if channel in now]
+            if len(keep) < len(wanted.get(side, ())) or kept_channels_problem(module, side, keep) is not None:
+                problems.append(name)
+            elif len(keep) < len(now):
+                removed[name, side] = sorted({*range(len(now))} - {*keep})
+    if problems:
+        raise PlanMismatchError(
+            f"The checkpoint keeps channels that this network does not have, in {sorted(set(problems))}: start from "
+            f"the decomposed network that the run started from."
+        )
+    return removed
+
+
+def kept_parts(network: nn.Module) -> dict[str, Any]:
+    """Return which bases and channels of a decomposed network are left, as plain types.
+
+    Returns:
+        ``kept_bases`` for each decomposed layer, ``kept_channels`` for each module of which some were removed.
+    """
+    return {
+        "kept_bases": {name: list(layer.kept_bases) for name, layer in decomposed_layers(network)},
+        "kept_channels": {name: kept_channels(module) for name, module in cut_modules(network)},
+    }
+
+
+def structure_of(network: nn.Module) -> str:
+    """Return a name for what is left of a decomposed network: the same for the same bases and channels, else another.
+
+    It starts with the number of bases, so that names sort by it, and can be the name of a file.
+    """
+    kept = kept_parts(network)
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return f"bases_{sum(map(len, kept['kept_bases'].values())):06d}_{digest}"
+
+
 def _check(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], snapshot: NetworkSnapshot) -> None:
     layers = dict(decomposed_layers(network))
     found = dict(_tensors(network))
-    shrinking = {_joined(name, half, part) for name in layers for half, part in _HALVES}
-    problems = [f"{name}: only in one of the two" for name in sorted(found.keys() ^ snapshot.tensors.keys())]
+    # whose tensors can shrink: decomposed layers with both halves, and what loses channels
+    sliced = {m for module in network.modules() if isinstance(module, SLICEABLE_MODULES) for m in module.modules()}
+    shrinking = {
+        _joined(name, part)
+        for name, module in network.named_modules()
+        if module in sliced
+        for part, _ in _own_tensors(module)
+    }
+    # a layer that lost inputs has no means any more
+    means = {_joined(name, "means") for name in layers}
+    only = (found.keys() ^ snapshot.tensors.keys()) - means
+    problems = [f"{name}: only in one of the two" for name in sorted(only)]
     problems += [
         f"{name}: decomposed in only one of the two" for name in sorted(layers.keys() ^ snapshot.kept_bases.keys())
     ]
-    for name in found.keys() & snapshot.tensors.keys() - shrinking:
-        if found[name].shape != snapshot.tensors[name].shape:
-            problems.append(f"{name}: {tuple(found[name].shape)} here, {tuple(snapshot.tensors[name].shape)} in it")
+    shapes = {name: list(tensor.shape) for name, tensor in found.items() if name not in shrinking}
+    saved_shapes = {name: list(tensor.shape) for name, tensor in snapshot.tensors.items() if name not in shrinking}
+    shapes, saved_shapes = shapes | architecture_of(network), saved_shapes | snapshot.architecture
+    for name in shapes.keys() & saved_shapes.keys():
+        if shapes[name] != saved_shapes[name]:
+            problems.append(f"{name}: {tuple(shapes[name])} here, {tuple(saved_shapes[name])} in it")
     for name in layers.keys() & snapshot.kept_bases.keys():
         problem = kept_bases_problem(snapshot.kept_bases[name], layers[name].max_rank, layers[name].groups)
         if problem is not None:
@@ -175,6 +279,28 @@ def _check(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], snap
             "The snapshot is not of this network and its optimizers; restore it where it was taken:\n"
             + "\n".join(f"  - {line}" for line in problems)
         )
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    return {name: vars(module)[name] for name in _SIZES if type(vars(module).get(name)) is int}
+
+
+def _tell_channels(module: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    """Note which of the original channels are left, before the sizes are told anew."""
+    if kept == kept_channels(module):
+        return
+    before = original_channels(module)
+    if not kept:
+        del module.kept_channels, module.original_channels
+        return
+    module.kept_channels = {side: list(channels) for side, channels in kept.items()}  # type: ignore[assignment]
+    module.original_channels = {  # type: ignore[assignment]
+        side: before[side] if side in before else channel_count(module, side) for side in kept
+    }
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

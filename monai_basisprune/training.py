@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from .channel_scaling_layer import channel_scalings
 from .decomposition import decomposed_layers
 from .errors import LayerSelectionError
 from .layers import DecomposedLayer
@@ -36,7 +37,8 @@ def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = 
     """Return what an optimizer gets: scaling factors, the affine parameters of norms, and the head.
 
     Individual weights are not fine-tuned (Wong et al., arXiv 2108.02893), so bases, ``U · S``, biases of convolutions
-    and weights of layers that are not decomposed are left out. Nothing is changed: a parameter that does not require
+    and weights of layers that are not decomposed are left out. Where there is channel scaling, its weights are in it,
+    and the weights of norms that it stands behind are not. Nothing is changed: a parameter that does not require
     a gradient is returned all the same, and an optimizer will not move it.
 
     Args:
@@ -63,6 +65,10 @@ def trainable_parameters(network: nn.Module, head: Sequence[str] | str | None = 
     for module in modules.values():
         if isinstance(module, NORM_LAYERS):
             chosen.update(id(p) for p in module.parameters(recurse=False))
+    for _, scaled in channel_scalings(network):
+        chosen.update(id(p) for p in scaled.channel_scaling.parameters())
+        if isinstance(scaled, NORM_LAYERS):
+            chosen.discard(id(scaled.weight))  # it would do the same, without the penalty
     return [p for p in network.parameters() if id(p) in chosen]
 
 

@@ -20,7 +20,7 @@ from monai.utils import set_determinism
 
 from monai_basisprune.data import write_synthetic_cohort
 from monai_basisprune.errors import BasisPruneError
-from monai_basisprune.workflow.redaction import remove_redaction
+from monai_basisprune.redaction import remove_redaction
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "chest_xray_classification"

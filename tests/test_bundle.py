@@ -337,9 +337,12 @@ def test_damaged_images_are_skipped_only_if_asked(prune: Run, own_cohort: Path, 
     assert "1 of" in str(own_error(caught.value))
     assert "--on_problem skip" in str(own_error(caught.value))
     assert not table.exists()
-    with pytest.warns(UserWarning, match="Left out:"):
+    with pytest.raises(SystemExit) as ended:
         run_in_python("run", ("inference",), on_problem="skip", **arguments)
-    assert len(table.read_text().splitlines()) == 1 + len(others)
+    assert ended.value.code == 3
+    with open(table, newline="") as file:
+        problems = [row["problem"] for row in csv.DictReader(file)]
+    assert [bool(problem) for problem in problems] == [True] + [False] * len(others)
 
 
 def test_a_network_is_transferred_without_pruning(own_cohort: Path, checkpoint: Path, tmp_path: Path) -> None:

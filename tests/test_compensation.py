@@ -10,8 +10,14 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import monai_basisprune as mbp
+from monai_basisprune.activation import Moments, grouped_features
+from monai_basisprune.channel_compensation import refit_inputs_
+from monai_basisprune.channel_graph import channel_groups
+from monai_basisprune.channel_slices import keep_channels_
+from monai_basisprune.channel_trial import removed_slots
+from monai_basisprune.channels import cut_channels_
 
-from .networks import MONAI_NETWORKS, relative_error, same_bits, snapshot, tiny_classifier
+from .networks import MONAI_NETWORKS, TinyClassifier, relative_error, same_bits, snapshot, tiny_classifier
 
 
 class DigitNetwork(nn.Module):
@@ -275,3 +281,105 @@ def test_a_layer_that_is_used_twice_is_compensated_for_both():
     result = mbp.compensate_(network, reference, data)
     assert list(result.layers) == ["layer", "once"]
     assert result.output_error_after < result.output_error_before
+
+
+def channel_cut(network: nn.Module, shape: tuple[int, ...], share: float = 0.5) -> nn.Module:
+    """Remove the last channels of each group that can be cut."""
+    groups = [group for group in channel_groups(network, shape) if group.kept_because is None]
+    kept = {group.name: list(range(max(1, round((1 - share) * len(group.units))))) for group in groups}
+    cut_channels_(network, removed_slots({group.name: group.units for group in groups}, kept), None)
+    return network
+
+
+@pytest.mark.parametrize("decomposed", [True, False])
+def test_removed_channels_are_read_off_those_that_are_left(decomposed):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(2, 6, 3, bias=False), nn.Conv2d(6, 5, 1), nn.ReLU()).double()
+    # the last three channels are sums of the first three
+    plain[0].weight.data[3:] = torch.einsum("ij,jchk->ichk", torch.randn(3, 3).double(), plain[0].weight.data[:3])
+    reference = mbp.decompose(plain, target_modules=["0", "1"] if decomposed else ["0"])
+    network = channel_cut(copy.deepcopy(reference), (2, 8, 8))
+    x = [torch.randn(40, 2, 8, 8, dtype=torch.float64)]
+    before = relative_error(network(x[0]), plain(x[0]))
+    assert before > 0.05
+    result = mbp.compensate_(network, reference, x, ridge=1e-10)
+    assert list(result.layers) == ["0", "1"]
+    assert result.layers["1"].changed
+    assert relative_error(network(x[0]), plain(x[0])) < 0.02 * before
+    again = mbp.compensate_(network, reference, x, ridge=1e-10)
+    assert again.output_error_after <= result.output_error_after * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(6, 4, 3),
+        lambda: nn.Conv2d(6, 4, 3, stride=2, bias=False),
+        lambda: nn.Conv2d(6, 4, 3, groups=2),
+        # one with strides has positions that get different parts of the kernel, which no bias can tell apart
+        lambda: nn.ConvTranspose2d(6, 4, 2, stride=2, bias=False),
+    ],
+)
+def test_the_new_weights_are_those_of_the_least_squares_solution_for_what_is_read(make):
+    torch.manual_seed(0)
+    twin = make().double()
+    layer, groups, bias = copy.deepcopy(twin), twin.groups, twin.bias is not None
+    keep = [0, 2, 3, 5]  # the same in both groups
+    keep_channels_(layer, "in", keep)
+    x = torch.einsum("ij,njhw->nihw", torch.randn(6, 6).double(), torch.rand(30, 6, 5, 5).double() + 0.3)
+    moments = Moments()
+    parts = [grouped_features(one, groups, 2) for one in (x[:, keep], x)]
+    moments.add(torch.cat(parts, dim=1))
+    moments.samples *= 10**9  # so that the ridge that few images ask for is none
+    moments.sums, moments.products = moments.sums * 10**9, moments.products * 10**9
+    refit_inputs_(layer, twin, moments, 1e-12)
+    told = torch.zeros_like(x)
+    for group in range(groups):
+        inside = [c for c in keep if c // (6 // groups) == group]
+        everything = list(range(group * 6 // groups, (group + 1) * 6 // groups))
+        z, y = (x[:, names].movedim(1, -1).reshape(-1, len(names)).numpy() for names in (inside, everything))
+        if bias:
+            z = np.concatenate([z, np.ones((len(z), 1))], axis=1)
+        solution = np.linalg.lstsq(z, y, rcond=None)[0]
+        told[:, everything] = torch.from_numpy(z @ solution).reshape(30, 5, 5, -1).movedim(-1, 1)
+    # what the layer makes of the channels that are left is what its twin makes of all, as they are told by these
+    assert relative_error(layer(x[:, keep]), twin(told)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["DenseNet with PReLU", "ResNet with shortcut B", "SE-ResNeXt block"])
+def test_networks_of_monai_that_lost_channels_are_compensated(name):
+    make, shape = MONAI_NETWORKS[name]
+    torch.manual_seed(0)
+    reference = mbp.decompose(make().eval())
+    network = channel_cut(copy.deepcopy(reference), shape, 0.3)
+    assert all(m.means is None for m in network.modules() if isinstance(m, mbp.DecomposedConv))
+    data = [torch.rand(20, *shape) for _ in range(4)]
+    result = mbp.compensate_(network, reference, data)
+    assert any(layer.changed for layer in result.layers.values())
+    assert result.output_error_after < result.output_error_before
+
+
+def test_a_reference_that_does_not_know_the_channels_is_refused():
+    plain = tiny_classifier().eval()
+    network = channel_cut(mbp.decompose(plain), TinyClassifier.input_shape)
+    before, x = snapshot(network), [torch.rand(16, *TinyClassifier.input_shape)]
+    for reference, words in (
+        (plain, "grouped: has lost channels, and this layer of the reference has not the same bases with all channels"),
+        (cut(mbp.decompose(plain), 0.3), "give the network as it was before they were removed, a copy.deepcopy"),
+        (mbp.decompose(nn.Sequential(nn.Conv2d(1, 2, 3))), "grouped: the reference has no such layer"),
+    ):
+        with pytest.raises(mbp.ActivationError, match=re.escape(words)):
+            mbp.compensate_(network, reference, x)
+    assert same_bits(snapshot(network), before)
+
+
+def test_too_few_images_for_the_bases_of_a_layer_are_told_with_the_number_that_is_needed():
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 24, 3, stride=3))
+    network = mbp.decompose(plain)
+    with pytest.raises(mbp.ActivationError) as caught:
+        mbp.compensate_(network, plain, [torch.rand(5, 3, 8, 8)])
+    assert str(caught.value).splitlines() == [
+        "Sequential cannot be compensated:",
+        "  - 2: 16 samples (4 of 5 images, 4 positions each; the others are kept aside) for 24 bases; at least 8 "
+        "images are needed, or larger ones",
+    ]

@@ -129,13 +129,13 @@ def test_nothing_is_shared_with_the_network_that_was_passed_in():
 def test_status_tells_rank_and_parameters_by_hand():
     decomposed = mbp.decompose(tiny_classifier())
     assert mbp.layer_status(decomposed) == [
-        mbp.LayerStatus("stem", "Conv2d", 6, 6, 60, 60, None),  # 6·1·9 weights and 6 biases
-        mbp.LayerStatus("grouped", "Conv2d", 8, 8, 216, 216, None),  # 8·3·9 weights
-        mbp.LayerStatus("head", "Linear", None, None, 18, 18, NOT_ASKED),
+        mbp.LayerStatus("stem", "Conv2d", 6, 6, 60, 60, None, 6, 6),  # 6·1·9 weights and 6 biases
+        mbp.LayerStatus("grouped", "Conv2d", 8, 8, 216, 216, None, 8, 8),  # 8·3·9 weights
+        mbp.LayerStatus("head", "Linear", None, None, 18, 18, NOT_ASKED, 2, 2),
     ]
     mbp.prune_(decomposed, {"grouped": torch.arange(8.0)}, mbp.Budget(threshold=6.5))
     # two bases, one in each group: 2·27 weights of the bases and 8·1 of the scaling
-    assert statuses(decomposed)["grouped"] == mbp.LayerStatus("grouped", "Conv2d", 2, 8, 62, 216, None)
+    assert statuses(decomposed)["grouped"] == mbp.LayerStatus("grouped", "Conv2d", 2, 8, 62, 216, None, 8, 8)
     assert sum(p.numel() for p in mbp.recompose(decomposed).grouped.parameters()) == 62
 
 
@@ -672,3 +672,56 @@ def test_training_goes_on_after_decomposition():
     parameters = dict(network.named_parameters())
     assert frozen
     assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
+
+
+def test_threads_change_no_bits_and_keep_their_number():
+    torch.manual_seed(0)
+    network = nn.Sequential(*[nn.Conv2d(24, 24, 3) for _ in range(6)])
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(mbp.decompose(network).state_dict())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_layer_above_the_size_of_those_side_by_side_is_decomposed_as_well(monkeypatch):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).eval()
+    wanted = mbp.decompose(network).state_dict()
+    monkeypatch.setattr(mbp.decomposition, "_LARGE", network[0].weight.numel())
+    found = mbp.decompose(network)
+    assert {type(layer).__name__ for layer in found} == {"DecomposedConv"}
+    x = torch.randn(1, 3, 8, 8)
+    assert relative_error(found(x), network(x)) <= 1e-5
+    assert wanted.keys() == found.state_dict().keys()
+
+
+def test_a_copy_shares_nothing_with_the_network_and_keeps_what_its_buffers_share():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.norm = nn.BatchNorm2d(2)
+            whole = torch.arange(4.0)
+            self.register_buffer("whole", whole)
+            self.register_buffer("part", whole[:2])
+            self.register_buffer("alone", torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last))
+
+    network = Shared()
+    copied = mbp.decompose(network)
+    copied.whole[0] = 7.0
+    assert float(copied.part[0]) == 7.0
+    assert float(network.whole[0]) == 0.0
+    assert copied.alone.is_contiguous(memory_format=torch.channels_last)
+    copied.alone.zero_()
+    copied.norm.running_mean.fill_(5.0)
+    assert bool((network.alone == 1).all() & (network.norm.running_mean == 0).all())
+    copied.norm.register_forward_hook(lambda *_: None)
+    copied.norm.register_buffer("more", torch.ones(1), persistent=False)
+    assert not network.norm._forward_hooks
+    assert "more" not in network.norm._buffers
+    assert "more" not in network.norm._non_persistent_buffers_set

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_basisprune.factorization import break_even_rank, factorize, reconstruct
+from monai_basisprune.factorization import break_even_rank, factorize, is_finite, reconstruct
 
 EXAMPLES = settings(deadline=None, max_examples=120, derandomize=True)
 
@@ -185,3 +185,26 @@ def test_break_even_rank_by_counting_the_weights_of_real_layers(groups, rows, ch
 def test_break_even_rank_of_layers_from_the_documentation():
     assert break_even_rank(512, 512, (3, 3)) == 460
     assert break_even_rank(4, 1, (1, 1)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_is_what_holds_no_nan_and_nothing_infinite(dtype):
+    largest = torch.finfo(dtype).max
+    assert is_finite(torch.tensor([largest, largest, -largest], dtype=dtype))
+    assert is_finite(torch.empty(0, dtype=dtype))
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for position in range(3):
+            values = torch.ones(3, dtype=dtype)
+            values[position] = bad
+            assert not is_finite(values)
+
+
+@pytest.mark.parametrize("rows", [63, 64, 65, 130])
+def test_weights_of_more_rows_than_one_block_of_the_gram_matrix(rows):
+    weight = torch.randn(2 * rows, 20, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for one in (weight, weight[:, :2]):
+        factors = factorize(one, groups=2)
+        again = reconstruct(factors.basis, factors.scaling, groups=2)
+        torch.testing.assert_close(again, one, rtol=0, atol=1e-10)
+        norms = factors.scaling.reshape(2, rows, -1).norm(dim=1)
+        torch.testing.assert_close(norms, singular_values(one, 2), rtol=0, atol=1e-9)

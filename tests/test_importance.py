@@ -149,6 +149,19 @@ def test_normalizations_divide_the_scores_of_each_layer(normalization, divisor):
             assert other.scores()[name].tolist() == pytest.approx(wanted, rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", [mbp.ScalingImportance, mbp.SingularValueImportance, mbp.TaylorImportance])
+def test_normalization_by_size_divides_by_the_weights_that_a_basis_costs(kind):
+    network = decomposed()
+    backward(network, batches(1)[0])
+    plain, other = kind(network), kind(network, normalization="size")
+    for one in (plain, other):
+        if isinstance(one, mbp.TaylorImportance):
+            one.accumulate()
+    # a filter of 3 x 3 for 1 channel, or 3 in a group, and one weight for each output channel of the group
+    for name, size in (("stem", 9 + 6), ("grouped", 3 * 9 + 8 // 2)):
+        assert other.scores()[name].tolist() == pytest.approx((plain.scores()[name] / size).tolist(), rel=1e-12)
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_normalized_scores_of_a_layer_of_zeros_are_zeros(normalization):
     network = decomposed()
@@ -302,7 +315,7 @@ def test_sums_are_still_there_after_a_state_was_refused():
 
 @pytest.mark.parametrize("kind", [mbp.ScalingImportance, mbp.SingularValueImportance, mbp.TaylorImportance])
 def test_what_is_no_importance_is_refused(kind):
-    words = "normalization must be one of ['l2', 'max', 'mean', 'none'], got 'median'"
+    words = "normalization must be one of ['l2', 'max', 'mean', 'none', 'size'], got 'median'"
     with pytest.raises(ValueError, match=re.escape(words)):
         kind(decomposed(), normalization="median")
     with pytest.raises(mbp.LayerSelectionError, match="holds no decomposed layer"):

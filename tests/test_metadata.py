@@ -209,6 +209,8 @@ def test_every_documented_setting_exists_and_every_setting_is_documented() -> No
         "synthetic_patients",
         "pretrained_network",
         "network",
+        "decomposed_network",
+        "basis_data",
     }
 
 

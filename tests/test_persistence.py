@@ -491,7 +491,7 @@ def test_tensors_that_are_not_ordinary_are_refused(tmp_path, kind):
 def test_a_tensor_of_a_huge_shape_takes_no_memory_and_is_refused(tmp_path):
     network, path = saved(tmp_path)
     replace_weights(path, {**snapshot(network), "head.weight": torch.zeros(1).expand(10**9, 10**6)})
-    with pytest.raises(mbp.PlanMismatchError, match=r"head\.weight: shape \[1000000000, 1000000\], expected \[2, 8\]"):
+    with pytest.raises(mbp.PlanMismatchError, match=r"head\.weight: no ordinary tensor, but .* with too few"):
         mbp.load_pruned(tiny_classifier, path)
 
 

@@ -116,7 +116,7 @@ NEARLY_A_PLAN = st.fixed_dictionaries(
     },
     optional={"other": JSON},
 )
-NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=100)
+NAMES = st.text(st.characters(exclude_categories=["Cc", "Cf", "Co", "Cs", "Zl", "Zp"]), max_size=100)
 PLANS = st.fixed_dictionaries(
     {
         "format": st.just("monai_basisprune.plan"),

@@ -8,6 +8,7 @@ import torch
 import monai_basisprune as mbp
 from monai_basisprune.curve import CurvePoint
 from monai_basisprune.decomposition import decomposed_layers
+from monai_basisprune.rounds import RoundPruner
 from monai_basisprune.search_rounds import SearchRounds
 
 from .networks import same_bits, snapshot, tiny_classifier
@@ -23,6 +24,7 @@ class Run:
         self.network = mbp.decompose(tiny_classifier())
         self.optimizer = torch.optim.Adam(mbp.freeze_weights_(self.network))
         self.importance = mbp.SingularValueImportance(self.network)
+        self.pruner = RoundPruner(self.network, self.importance, self.optimizer)
         budgets = [mbp.Budget(bases=target) for target in targets]
         self.rounds = SearchRounds(MARGIN, budgets, **{"rule": "point", **arguments})
         self.epoch = 0
@@ -35,11 +37,7 @@ class Run:
         self.epoch += 1
         compared = None if difference is None else {"difference": difference, "low": difference - 1, "high": 1.0}
         point = CurvePoint(self.epoch, self.bases(), 100, 100, 0.1, 0.1, {"auc": 0.9}, compared)
-        found = self.rounds.advance(self.network, self.importance, self.optimizer, point, LABELS, PATIENTS)
-        if found is None:
-            return None
-        mbp.prune_(self.network, *found, self.optimizer)
-        return self.bases()
+        return None if self.rounds.advance(self.pruner, point, LABELS, PATIENTS) is None else self.bases()
 
 
 def targets_of(run: Run) -> list[float]:

@@ -9,7 +9,7 @@ from torch import nn
 
 import monai_basisprune as mbp
 from monai_basisprune.decomposition import decomposed_layers
-from monai_basisprune.snapshot import NetworkSnapshot, restore_, take_snapshot
+from monai_basisprune.snapshot import NetworkSnapshot, restore_, structure_of, take_snapshot
 
 from .networks import MONAI_NETWORKS, same_bits, snapshot, tiny_classifier
 
@@ -147,6 +147,46 @@ def test_networks_of_monai_come_back(name):
     assert same_bits(snapshot(network), wanted)
     assert torch.equal(network.eval()(x), expected)
     assert all(layer.kept_bases == list(range(layer.max_rank)) for _, layer in decomposed_layers(network))
+
+
+@pytest.mark.parametrize("name", ["DenseNet", "ResNet 1D"])
+def test_channels_come_back_and_go_again(name):
+    make, shape = MONAI_NETWORKS[name]
+    torch.manual_seed(0)
+    network = mbp.decompose(make())
+    optimizer = torch.optim.Adam(mbp.freeze_weights_(network))
+    train(network, optimizer, 1, shape=shape)
+    x, states = images(1, shape), []
+    for share in (0.0, 0.3, 0.6):
+        scores = {n: torch.rand(layer.rank(), dtype=torch.float64) for n, layer in decomposed_layers(network)}
+        free = [group for group in mbp.channel_status(network, shape) if group.skipped is None]
+        channels = {group.name: torch.rand(group.channels, dtype=torch.float64) for group in free}
+        mbp.prune_jointly_(network, scores, channels, mbp.Budget(parameters=share), shape, optimizer)
+        train(network, optimizer, 1, shape=shape)
+        saved = (take_snapshot(network, optimizer), snapshot(network), state_of(network, optimizer))
+        states.append((*saved, network.eval()(x), mbp.PruningPlan.from_network(network), structure_of(network)))
+    for index in (0, 2, 1, 0):  # larger and smaller, from either side
+        saved, tensors, state, output, plan, structure = states[index]
+        restore_(network, optimizer, NetworkSnapshot.from_dict(saved.to_dict()))
+        assert same_bits(snapshot(network), tensors)
+        torch.testing.assert_close(state_of(network, optimizer), state, rtol=0, atol=0)
+        assert torch.equal(network.eval()(x), output)
+        assert mbp.PruningPlan.from_network(network) == plan
+        assert structure_of(network) == structure
+        assert mbp.recompose(network)(x).shape == output.shape
+    assert len({structure for *_, structure in states}) == 3
+
+
+def test_means_of_bases_from_activations_come_back_after_channels_were_cut():
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    network = mbp.decompose(network, basis="activation", data=[images(0), images(1)])
+    saved, means = take_snapshot(network), network[2].means.clone()
+    mbp.prune_channels_(network, {"0": torch.arange(6.0)}, mbp.Budget(threshold=2.5), (1, 8, 8))
+    assert network[2].means is None
+    restore_(network, None, saved)
+    assert torch.equal(network[2].means, means)
+    assert network[2].in_channels == network[2].basis.in_channels == 6
+    assert not hasattr(network[2], "kept_channels")
 
 
 def test_decomposed_linear_layers_come_back():

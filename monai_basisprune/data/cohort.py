@@ -22,7 +22,7 @@ from monai_basisprune.data.preflight import (
 from monai_basisprune.data.pseudonyms import keyed_salt, pseudonym
 from monai_basisprune.errors import CohortError
 
-__all__ = ["Case", "Cohort", "read_cohort"]
+__all__ = ["Case", "Cohort", "find_labels", "read_cohort", "settle_cohort"]
 
 LABELS_FILE = "labels.csv"
 
@@ -115,7 +115,8 @@ class Cohort:
         return bool(self.cases) and all(case.section is not None for case in self.cases)
 
 
-def _find_labels(root: Path, labels_file: str | Path | None) -> tuple[Path | None, list[Problem]]:
+def find_labels(root: Path, labels_file: str | Path | None) -> tuple[Path | None, list[Problem]]:
+    """Return the table of labels, by default ``labels.csv`` in the folder, or why there is none."""
     if labels_file is None:
         if (root / LABELS_FILE).is_file():
             return root / LABELS_FILE, []
@@ -192,7 +193,7 @@ def read_cohort(
     root = Path(dataset_dir)
     if not root.is_dir():
         raise CohortError("dataset_dir is not a folder; pass the folder that holds the DICOM files.")
-    table_path, problems = _find_labels(root, labels_file)
+    table_path, problems = find_labels(root, labels_file)
     paths, left_out = list_files(root, () if table_path is None else (table_path,))
     table = LabelTable()
     if table_path is not None:
@@ -227,10 +228,26 @@ def read_cohort(
     bad = {position for problem in problems for position in problem.positions}
     cases = () if not table.rows else _build([r for r in records if r.position not in bad], rows, patients, secret)
     cohort = Cohort(cases, names, tuple(str(problem) for problem in problems), tuple(notes))
-    if table.rows and records:
+    return settle_cohort(cohort, problems, len(records), on_problem, bool(table.rows and records))
+
+
+def settle_cohort(cohort: Cohort, problems: list[Problem], count: int, on_problem: str, labeled: bool) -> Cohort:
+    """Return a cohort, or raise all of its problems.
+
+    Args:
+        cohort: the cases without problems.
+        problems: what is wrong with the others, and with the table.
+        count: number of files.
+        on_problem: "raise" or "skip".
+        labeled: whether there are files, and labels of them.
+
+    Raises:
+        CohortError: when there are problems and `on_problem` is "raise", or what remains cannot be used.
+    """
+    if labeled:
         text = f"has no usable case of a class that class_names holds; found {cohort.cases_per_class}"
         if not all(cohort.cases_per_class.values()):
-            missing = ", ".join(name for name, count in cohort.cases_per_class.items() if not count)
+            missing = ", ".join(name for name, cases in cohort.cases_per_class.items() if not cases)
             problems.append(
                 Problem("cohort", f"{text}; missing: {missing}; one class alone cannot be learned", fatal=True)
             )
@@ -239,7 +256,7 @@ def read_cohort(
         what = "cannot be used even with the files concerned left out" if on_problem == "skip" else "cannot be used"
         advice = "" if fatal or on_problem == "skip" else ", or pass on_problem='skip' to leave out the files concerned"
         raise CohortError(
-            f"The cohort {what}: {len(problems)} problems were found in {len(records)} files before any training. "
+            f"The cohort {what}: {len(problems)} problems were found in {count} files before any training. "
             f"Correct them{advice}.",
             [str(problem) for problem in problems],
         )

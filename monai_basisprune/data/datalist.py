@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from monai_basisprune.data.cohort import read_cohort
+from monai_basisprune.data.cohort import Cohort, read_cohort
 from monai_basisprune.data.preflight import inspect_files, list_files
 from monai_basisprune.data.pseudonyms import load_or_create_salt
 from monai_basisprune.data.splits import SECTIONS, check_fractions, split_cohort
 from monai_basisprune.errors import CohortError
 from monai_basisprune.files import write_atomically
+from monai_basisprune.reading import read_json
 
-__all__ = ["load_split", "prepare_datalist", "split_hash", "write_datalist"]
+__all__ = ["divide_cohort", "load_split", "prepare_datalist", "split_hash", "write_datalist"]
 
 FORMAT_VERSION = 1
 _TEXT_KEYS = ("case_id", "patient_id")
@@ -99,6 +101,14 @@ def prepare_datalist(
         on_problem=on_problem,
         progress=progress,
     )
+    return divide_cohort(cohort, path, shares, seed, image_paths)
+
+
+def divide_cohort(
+    cohort: Cohort, path: Path, fractions: Sequence[float], seed: int = 0, image_paths: bool = True
+) -> dict[str, Any]:
+    """Split a cohort of any kind of images and write its datalist; see :func:`prepare_datalist`."""
+    shares = check_fractions(fractions)
     if cohort.skipped:
         lines = "\n".join(f"  - {line}" for line in cohort.skipped)
         warnings.warn(f"left out of the datalist, {len(cohort.skipped)} problems:\n{lines}", UserWarning, stacklevel=2)
@@ -142,22 +152,25 @@ def _read_datalist(datalist: str | Path | Mapping[str, Any]) -> dict[str, list[d
         content: Any = datalist
     else:
         try:
-            content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+            content = read_json(datalist)
         except OSError as error:
             raise CohortError(
                 f"The datalist cannot be opened ({type(error).__name__}); write it with prepare_datalist."
             ) from None
-        except ValueError:
-            raise CohortError("The datalist is not valid JSON; write it again with prepare_datalist.") from None
+        except ValueError as error:
+            raise CohortError(
+                f"The datalist is not valid JSON ({error}); write it again with prepare_datalist."
+            ) from None
     if not isinstance(content, Mapping):
         raise CohortError("The datalist holds no sections; write it again with prepare_datalist.")
     if content.get("format_version") != FORMAT_VERSION:
         raise CohortError(
-            f"The datalist has format_version {content.get('format_version')!r}, known is {FORMAT_VERSION}; "
+            f"The datalist has format_version {str(content.get('format_version'))[:40]!r}, known is {FORMAT_VERSION}; "
             "write it again with prepare_datalist."
         )
     sections: dict[str, list[dict[str, Any]]] = {}
-    classes = len(content["class_names"]) if isinstance(content.get("class_names"), list) else 0
+    names = content.get("class_names")
+    classes = len(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else 0
     problems = [] if classes > 1 else ["class_names: must be a list of at least two names"]
     for name in SECTIONS:
         items = content.get(name)
@@ -165,11 +178,13 @@ def _read_datalist(datalist: str | Path | Mapping[str, Any]) -> dict[str, list[d
             problems.append(f"section {name}: is {'missing' if items is None else 'empty or not a list'}")
             continue
         for number, item in enumerate(items):
-            if not isinstance(item, dict) or not all(isinstance(item.get(k), str) and item[k] for k in _TEXT_KEYS):
+            if not isinstance(item, dict) or not all(_is_id(item.get(key)) for key in _TEXT_KEYS):
                 problems.append(f"section {name}, item {number}: must have the texts {', '.join(_TEXT_KEYS)}")
-            elif not isinstance(item.get("image", item.get("image_sha256")), str):
+            elif not all(isinstance(item.get(key, ""), str) for key in ("image", "image_sha256")) or not (
+                item.get("image") or item.get("image_sha256")
+            ):
                 problems.append(f"section {name}, item {number}: must have the text image or image_sha256")
-            elif type(item.get("label")) is not int or not 0 <= item["label"] < max(classes, 1):
+            elif not _is_label(item.get("label"), max(classes, 1)):
                 problems.append(f"section {name}, item {number}: must have a label that is an index of class_names")
         sections[name] = items
     if problems:
@@ -180,6 +195,17 @@ def _read_datalist(datalist: str | Path | Mapping[str, Any]) -> dict[str, list[d
             "written, so results could not be traced to it. Write it again with prepare_datalist."
         )
     return sections
+
+
+def _is_label(label: Any, classes: int) -> bool:
+    """Tell whether a label is the index of a class, or 0 and 1 for each of several findings."""
+    if isinstance(label, list):
+        return len(label) == classes and all(type(one) is int and one in (0, 1) for one in label)
+    return type(label) is int and 0 <= label < classes
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
 def _leaves(image: str) -> bool:
@@ -226,7 +252,7 @@ def load_split(datalist: str | Path | Mapping[str, Any], section: str, dataset_d
         path = root / item["image"]
         if _leaves(item["image"]):
             problems.append(f"case {item['case_id']}: has an image path that leaves dataset_dir")
-        elif not path.is_file():
+        elif not item["image"] or not os.path.exists(path):  # a series of slices is a folder
             problems.append(f"case {item['case_id']}: has no file in dataset_dir; is it the right folder?")
         loaded.append({**{key: item[key] for key in ("label", "case_id", "patient_id")}, "image": str(path)})
     if problems:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from monai_basisprune.errors import BasisPruneError
+from monai_basisprune.reading import read_bytes
 
 __all__ = [
     "KNOWN_MANUFACTURERS",
@@ -26,6 +31,7 @@ __all__ = [
     "element_text",
     "is_uid",
     "parse_dicom",
+    "parse_header",
     "read_attributes",
     "sop_instance_uid",
 ]
@@ -34,6 +40,7 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _AGE_UNITS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
 _OLDEST = 90
+_MOST_BYTES, _BLOCK = 512 << 20, 1 << 20
 KNOWN_MANUFACTURERS = (
     "Agfa",
     "Canon",
@@ -67,6 +74,9 @@ class ImageProblemError(BasisPruneError):
     """What makes one image unusable, without a word of which image; the caller adds the name. Stays inside `data`."""
 
 
+_LARGE_VALUE = 1 << 16  # bytes; larger values are pixels
+
+
 def parse_dicom(path: Path) -> Dataset:
     """Parse a DICOM file from memory.
 
@@ -80,15 +90,48 @@ def parse_dicom(path: Path) -> Dataset:
         ImageProblemError: when the file cannot be opened or is not DICOM.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _MOST_BYTES)
     except OSError as error:
         raise ImageProblemError(
             f"cannot be opened ({type(error).__name__}); check that it exists and is readable"
         ) from None
+    except ValueError as error:
+        raise ImageProblemError(f"cannot be one image: {error}; take it out of the folder") from None
     if not content:
         raise ImageProblemError("is empty (0 bytes); copy it again")
+    return _parse(io.BytesIO(content))
+
+
+def parse_header(path: Path) -> Dataset:
+    """Parse all of a DICOM file but its large values, which are not read from the disk.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The data set; it tells that there are pixels, but they cannot be had from it.
+
+    Raises:
+        ImageProblemError: when the file cannot be opened or is not DICOM.
+    """
     try:
-        return pydicom.dcmread(io.BytesIO(content))
+        # opened by number, so that no name of a file is there to be quoted
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ImageProblemError("is empty (0 bytes); copy it again")
+            return _parse(file, defer_size=_LARGE_VALUE)
+    except OSError as error:
+        raise ImageProblemError(
+            f"cannot be opened ({type(error).__name__}); check that it exists and is readable"
+        ) from None
+
+
+def _parse(file: BinaryIO, **options: Any) -> Dataset:
+    try:
+        _check_inflated_size(file)
+        return pydicom.dcmread(file, **options)
+    except ImageProblemError:
+        raise
     except InvalidDicomError:
         raise ImageProblemError(
             "is not a DICOM file (no 'DICM' marker at byte 128); convert it to DICOM or move it out of the folder"
@@ -99,10 +142,29 @@ def parse_dicom(path: Path) -> Dataset:
         ) from None
 
 
+def _check_inflated_size(file: BinaryIO) -> None:
+    """Refuse a file that is compressed as a whole and would grow without bounds; pydicom unpacks it in one go."""
+    if file.read(132)[128:] == b"DICM":
+        # the group of its own header is not compressed
+        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        if element_text(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            while (packed := inflater.unconsumed_tail or file.read(_BLOCK)) and size <= _MOST_BYTES:
+                size += len(inflater.decompress(packed, _BLOCK))
+            if size > _MOST_BYTES:
+                raise ImageProblemError(
+                    f"would unpack to more than {_MOST_BYTES >> 20} MiB; export it again as Explicit VR Little Endian"
+                )
+    file.seek(0)
+
+
 def element_text(dataset: Dataset, keyword: str) -> str:
     """Return the text of an element, stripped; empty when absent. Several values stay joined by a backslash."""
-    element = dataset.get_item(keyword)
-    value: Any = None if element is None else element.value
+    try:
+        element = dataset.get_item(keyword)
+        value: Any = None if element is None else element.value
+    except Exception:  # pydicom converts here what it had to look into, and its errors quote the value
+        return ""
     if value is None:
         return ""
     if isinstance(value, bytes):

@@ -8,6 +8,7 @@ from typing import Any
 from monai_basisprune.data.cohort import Case, Cohort
 from monai_basisprune.data.datalist import split_hash
 from monai_basisprune.data.splits import SECTIONS, check_fractions, divide_training, fold_cohort
+from monai_basisprune.data.strata import check_findings, strata_of
 
 __all__ = ["divide_datalist"]
 
@@ -38,15 +39,20 @@ def divide_datalist(
         ConfigurationError: when there is no such fold.
     """
     items = {item["case_id"]: item for name in SECTIONS for item in datalist[name]}
-    of_table = datalist["split_source"] == "labels table"
+    of_table = datalist["fractions"] is None
+    labels, patients = ([item[key] for item in items.values()] for key in ("label", "patient_id"))
+    strata, names = strata_of(labels, datalist["class_names"], patients, max(len(SECTIONS), folds or 0))
+    group = dict(zip(items, strata, strict=True))
     cases = {
-        item["case_id"]: Case("", item["label"], item["case_id"], item["patient_id"], "", name if of_table else None)
+        item["case_id"]: Case(
+            "", group[item["case_id"]], item["case_id"], item["patient_id"], "", name if of_table else None
+        )
         for name in SECTIONS
         for item in datalist[name]
     }
     # in an order that depends neither on the earlier sections nor on the salt
     order = sorted(items, key=lambda case_id: items[case_id].get("image_sha256") or items[case_id]["image"])
-    cohort = Cohort(tuple(cases[case_id] for case_id in order), tuple(datalist["class_names"]))
+    cohort = Cohort(tuple(cases[case_id] for case_id in order), names)
     divided = {**datalist, "seed": split_seed if folds is not None else seed}
     if folds is not None:
         sections = fold_cohort(cohort, folds, -1 if fold is None else fold, split_seed)
@@ -58,5 +64,7 @@ def divide_datalist(
         sections = divide_training(cohort, earlier, check_fractions(datalist["fractions"]), seed)
         divided["test_seed"] = datalist["seed"]
     divided |= {name: [items[case.case_id] for case in sections[name]] for name in SECTIONS}
+    if datalist.get("label_kind") == "multi":
+        check_findings(divided, datalist["class_names"])
     divided["split_sha256"] = split_hash(divided)
     return divided

@@ -1,7 +1,7 @@
 """Texts that name a patient, as this process has met them: kept in memory only, to be taken out of what is shown.
 
 The preflight and the labels table fill it, a run adds the folders that it was given, and
-:mod:`monai_basisprune.workflow.redaction` takes the texts out of logs, warnings and tracebacks.
+:mod:`monai_basisprune.redaction` takes the texts out of logs, warnings and tracebacks.
 """
 
 from __future__ import annotations

@@ -13,8 +13,18 @@ from pathlib import Path
 
 from monai_basisprune.data.elements import is_uid
 from monai_basisprune.errors import ConfigurationError
+from monai_basisprune.reading import read_bytes
 
-__all__ = ["LabelRow", "LabelTable", "check_class_names", "parse_label", "parse_labels", "read_labels"]
+__all__ = [
+    "LabelRow",
+    "LabelTable",
+    "check_class_names",
+    "find_column",
+    "parse_label",
+    "parse_labels",
+    "read_labels",
+    "read_table",
+]
 
 IMAGE_COLUMNS = ("image", "file", "SOPInstanceUID")
 LABEL_COLUMNS = ("label",)
@@ -32,6 +42,7 @@ SECTIONS = {
 _DELIMITERS = (",", ";", "\t", "|")
 _INDEX = re.compile(r"(\d{1,9})(?:\.0*)?")
 _MOST_QUOTED = 10
+_MOST_BYTES, _MOST_COLUMNS, _MOST_COLUMN_NAME = 64 << 20, 500, 200
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,8 @@ def _split(text: str) -> tuple[list[tuple[int, list[str]]], str | None]:
         skipped = 1
         text = "\n".join(lines[1:])
     header = next((line for line in text.splitlines() if line.strip(" \t,;|")), "")
+    if len(header) > _MOST_COLUMNS * _MOST_COLUMN_NAME:
+        return [], f"has a header of {len(header)} characters, which is no list of column names; save it as CSV"
     delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows = []
@@ -154,10 +167,17 @@ def _looks_like_data(header: Sequence[str], class_names: Sequence[str]) -> bool:
     ) or any(parse_label(cell, class_names) is not None for cell in header)
 
 
-def _find(
+def find_column(
     header: Sequence[str], asked: str | None, defaults: Sequence[str], role: str
 ) -> tuple[int | None, str | None]:
-    """Find a column by name; returns its index, or ``None`` and a problem."""
+    """Find a column of a table by name, in any case; returns its index, or ``None`` and a problem.
+
+    Args:
+        header: the names of the columns.
+        asked: the name that the user gave, or None.
+        defaults: the names that are looked for then.
+        role: what the column is for, in a message; `role`_column is the setting that names it.
+    """
     folded = [name.casefold() for name in header]
     for name in (asked.strip(),) if asked is not None else defaults:
         count = folded.count(name.casefold())
@@ -172,6 +192,33 @@ def _find(
         f"no {role} column {wanted}; found columns {', '.join(repr(name) for name in header)}{hint}; "
         f"rename the column or pass {role}_column"
     )
+
+
+def read_table(content: bytes) -> tuple[list[tuple[int, list[str]]], str | None]:
+    """Read the bytes of a table as rows of text.
+
+    Args:
+        content: the bytes of the file; see :func:`read_labels` for what is understood.
+
+    Returns:
+        the line and the stripped cells of each row that is not blank, the header first, and what makes the table
+        unusable, or None.
+    """
+    if content[:2] == b"PK":
+        return [], "is an Excel workbook or another archive; save it as CSV"
+    text = _decode(content)
+    if text is None:
+        return [], "is not a text file; save it as CSV (UTF-8)"
+    rows, problem = _split(text)
+    if problem:
+        return [], problem
+    if not rows:
+        return [], "is empty; it needs a header and one row for each image"
+    header = rows[0][1]
+    if len(header) > _MOST_COLUMNS or max(map(len, header)) > _MOST_COLUMN_NAME:
+        text = f"has {len(header)} columns, the longest name of {max(map(len, header))} characters; a table of labels"
+        return [], f"{text} may have {_MOST_COLUMNS}, with names of up to {_MOST_COLUMN_NAME} characters"
+    return rows, None
 
 
 def parse_labels(
@@ -193,21 +240,14 @@ def parse_labels(
     Returns:
         The rows, or what makes the table unusable.
     """
-    if content[:2] == b"PK":
-        return LabelTable(problems=("is an Excel workbook or another archive; save it as CSV",))
-    text = _decode(content)
-    if text is None:
-        return LabelTable(problems=("is not a text file; save it as CSV (UTF-8)",))
-    rows, problem = _split(text)
+    rows, problem = read_table(content)
     if problem:
-        return LabelTable(problems=(f"{problem}",))
-    if not rows:
-        return LabelTable(problems=("is empty; it needs a header and one row for each image",))
+        return LabelTable(problems=(problem,))
     header = rows[0][1]
-    image, image_problem = _find(header, image_column, IMAGE_COLUMNS, "image")
-    label, label_problem = _find(header, label_column, LABEL_COLUMNS, "label")
-    patient, patient_problem = _find(header, patient_column, PATIENT_COLUMNS, "patient")
-    section, section_problem = _find(header, None, SECTION_COLUMNS, "split")
+    image, image_problem = find_column(header, image_column, IMAGE_COLUMNS, "image")
+    label, label_problem = find_column(header, label_column, LABEL_COLUMNS, "label")
+    patient, patient_problem = find_column(header, patient_column, PATIENT_COLUMNS, "patient")
+    section, section_problem = find_column(header, None, SECTION_COLUMNS, "split")
     optional = [(patient_column, patient_problem), (None, section_problem)]
     missing = [found for found in (image_problem, label_problem) if found]
     missing += [found for asked, found in optional if found and (asked is not None or "occurs" in found)]
@@ -242,7 +282,8 @@ def parse_labels(
         if not cell(cells, image):
             problems.append("names no image")
         if index is None:
-            shown = f"'{value}'" if quotable and len(value) <= 24 and "^" not in value else "(value withheld)"
+            readable = quotable and len(value) <= 24 and "^" not in value and value.isprintable()
+            shown = f"'{value}'" if readable else "(value withheld)"
             known = ", ".join(f"'{name}' (or {number})" for number, name in enumerate(class_names))
             problems.append(f"has {'no label' if not value else f'the unknown label {shown}'}; known are {known}")
         written = cell(cells, section)
@@ -284,7 +325,9 @@ def read_labels(
         The rows, or what makes the table unusable; nothing is raised.
     """
     try:
-        content = labels_file.read_bytes()
+        content = read_bytes(labels_file, _MOST_BYTES)
     except OSError as error:
         return LabelTable(problems=(f"cannot be opened ({type(error).__name__}); pass labels_file",))
+    except ValueError as error:
+        return LabelTable(problems=(f"cannot be used: {error}; pass the table of labels as labels_file",))
     return parse_labels(content, class_names, image_column, label_column, patient_column)

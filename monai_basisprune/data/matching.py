@@ -18,8 +18,10 @@ def _key(path: str) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(path.replace("\\", "/")).as_posix())
 
 
-def match_rows(table: LabelTable, records: Sequence[FileRecord]) -> tuple[dict[int, list[LabelRow]], list[Problem]]:
-    """Assign rows to files by path or SOPInstanceUID."""
+def match_rows(
+    table: LabelTable, records: Sequence[FileRecord], identifier: str = "SOPInstanceUID"
+) -> tuple[dict[int, list[LabelRow]], list[Problem]]:
+    """Assign rows to files by path or by their identifier, which the records hold as ``sop_instance_uid``."""
     places: dict[str, list[int]] = defaultdict(list)
     for record in records:
         places[_key(record.path)].append(record.position)
@@ -41,7 +43,7 @@ def match_rows(table: LabelTable, records: Sequence[FileRecord]) -> tuple[dict[i
         if row.image and not positions:
             hint = " (a file of that name exists in another folder or with another ending)"
             near = hint if stems[PurePosixPath(_key(row.image)).name] else ""
-            advice = "write its path relative to dataset_dir, or its SOPInstanceUID"
+            advice = f"write its path relative to dataset_dir, or its {identifier}"
             problems.append(Problem(subject, f"names an image for which there is no file{near}; {advice}"))
     return matched, problems
 

@@ -5,14 +5,14 @@ Coordinates run from -1 to 1 over the width (x) and the height (y, downwards). V
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
 
-__all__ = ["Anatomy", "draw_anatomy", "draw_chest", "smooth_noise"]
+__all__ = ["Anatomy", "blurred", "draw_anatomy", "draw_chest", "smooth_noise"]
 
 Image = npt.NDArray[np.floating[Any]]
 Grid = tuple[Image, Image]
@@ -62,8 +62,16 @@ def grid(shape: tuple[int, int]) -> Grid:
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> Image:
     """Return noise of mean 0 and deviation 1, smooth over `scale` of half the image."""
-    noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), scale * shape[0] / 2, truncate=2.5)
+    noise = blurred(rng.standard_normal(shape, dtype=np.float32), scale * shape[0] / 2, truncate=2.5)
     return (noise - noise.mean()) / max(float(noise.std()), 1e-6)
+
+
+def blurred(image: Image, sigma: float | Sequence[float], truncate: float = 4.0) -> Image:
+    """Return an image smoothed by a Gaussian of `sigma` pixels, cut off at `truncate` sigmas."""
+    from scipy.ndimage import gaussian_filter  # here, since inference comes without scipy
+
+    smooth: Image = gaussian_filter(image, sigma, truncate=truncate)
+    return smooth
 
 
 def _step(value: Image, softness: float) -> Image:
@@ -189,6 +197,6 @@ def draw_chest(
         density += _devices(at, rng)
     density = np.clip(density, 0, None)
     dose = rng.uniform(0.008, 0.025)
-    density = density + dose * gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 0.5) * (0.6 + density)
+    density = density + dose * blurred(rng.standard_normal(shape, dtype=np.float32), 0.5) * (0.6 + density)
     density -= density.min()
     return ((density / density.max()) ** rng.uniform(0.75, 1.3)).astype(np.float32)

@@ -16,11 +16,15 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, RLELossless
 
+from monai_basisprune.data.codestreams import compressed_problem
 from monai_basisprune.data.elements import ImageProblemError, element_integer, element_number, element_text, is_uid
 
 __all__ = ["display_values", "header_problems", "modality_values", "padding_mask", "stored_values"]
 
 _COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "ARGB", "CMYK", "HSV")
+MOST_PIXELS = 1 << 26
+"""More than any detector or film scanner gives, and little enough to be decoded on a small computer."""
+
 _WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 Floats = npt.NDArray[np.float64]
@@ -76,6 +80,10 @@ def header_problems(dataset: Dataset) -> list[str]:
         )
     if signed not in (0, 1) or not rows or not columns:
         problems.append(f"lacks its size or sign (Rows {rows}, Columns {columns}, PixelRepresentation {signed})")
+    elif rows * columns > MOST_PIXELS:
+        problems.append(f"is too large to be one radiograph ({rows} x {columns} pixels, at most {MOST_PIXELS})")
+    elif allocated is not None and (problem := compressed_problem(dataset, rows, columns, allocated // 8)):
+        problems.append(problem)
     for keyword in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
         number = element_number(dataset, keyword)
         if number is not None and not math.isfinite(number):

@@ -21,6 +21,7 @@ from monai_basisprune.data.elements import (
     element_text,
     is_uid,
     parse_dicom,
+    parse_header,
     read_attributes,
     sop_instance_uid,
 )
@@ -68,7 +69,7 @@ class FileRecord:
         position: place in the sorted list of files, from 1.
         path: path relative to the folder, with forward slashes.
         size: bytes.
-        digest: SHA-256 of SOPInstanceUID, size and displayed pixels; empty when it could not be read.
+        digest: SHA-256 of SOPInstanceUID, size and displayed pixels; empty when they were not, or could not be read.
         sop_instance_uid: ``None`` when it could not be read.
         series: SeriesInstanceUID.
         instance_number: as written.
@@ -155,13 +156,14 @@ def _refuse(error: OSError) -> None:
     raise CohortError(f"A subfolder of dataset_dir cannot be listed ({type(error).__name__}); check its permissions.")
 
 
-def inspect_file(dataset_dir: Path, path: Path, position: int) -> FileRecord:
+def inspect_file(dataset_dir: Path, path: Path, position: int, pixels: bool = True) -> FileRecord:
     """Read one file, decode and render its pixels, and forget them again.
 
     Args:
         dataset_dir: the folder.
         path: the file in it.
         position: its place in the sorted list, from 1.
+        pixels: whether to decode them; without, only the header is read.
 
     Returns:
         What it says about itself, its problems among that; nothing is raised.
@@ -169,7 +171,7 @@ def inspect_file(dataset_dir: Path, path: Path, position: int) -> FileRecord:
     relative = path.relative_to(dataset_dir).as_posix()
     size = path.stat().st_size if path.is_file() else 0
     try:
-        dataset = parse_dicom(path)
+        dataset = parse_dicom(path) if pixels else parse_header(path)
     except ImageProblemError as error:
         return FileRecord(position, relative, size, problems=(str(error),))
     remember_dataset(dataset)
@@ -178,7 +180,7 @@ def inspect_file(dataset_dir: Path, path: Path, position: int) -> FileRecord:
     if uid is None:
         problems.append("has no valid SOPInstanceUID")
     digest = ""
-    if not problems:
+    if pixels and not problems:
         try:
             image, _ = render_radiograph(dataset)
             digest = hashlib.sha256(f"{uid} {image.shape}".encode() + image.tobytes()).hexdigest()
@@ -203,13 +205,16 @@ def inspect_file(dataset_dir: Path, path: Path, position: int) -> FileRecord:
     )
 
 
-def inspect_files(dataset_dir: Path, paths: Sequence[Path], progress: bool = True) -> list[FileRecord]:
+def inspect_files(
+    dataset_dir: Path, paths: Sequence[Path], progress: bool = True, pixels: bool = True
+) -> list[FileRecord]:
     """Read every file in a small pool of threads.
 
     Args:
         dataset_dir: the folder.
         paths: files in it, sorted.
         progress: whether to show a progress bar on the error stream.
+        pixels: whether to decode them; without, only the headers are read.
 
     Returns:
         One record for each path, in order.
@@ -217,7 +222,7 @@ def inspect_files(dataset_dir: Path, paths: Sequence[Path], progress: bool = Tru
     known.remember_files(path.relative_to(dataset_dir) for path in paths)
     workers = max(1, min(_MOST_WORKERS, os.cpu_count() or 1))
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="preflight") as pool:
-        records = pool.map(lambda item: inspect_file(dataset_dir, item[1], item[0]), enumerate(paths, start=1))
+        records = pool.map(lambda item: inspect_file(dataset_dir, item[1], item[0], pixels), enumerate(paths, start=1))
         return list(tqdm(records, total=len(paths), desc="preflight", unit="file", disable=not progress))
 
 
@@ -246,7 +251,9 @@ def cross_check(records: Sequence[FileRecord]) -> list[Problem]:
     problems = [Problem(record.name, text, (record.position,)) for record in records for text in record.problems]
     for group in _groups(records, lambda record: record.sop_instance_uid):
         places = ", ".join(f"#{record.position}" for record in group)
-        same = "the same image" if len({record.digest for record in group}) == 1 else "different images"
+        digests = {record.digest for record in group}
+        same = "images that were not compared" if "" in digests else "the same image"
+        same = "different images" if len(digests - {""}) > 1 else same
         problems.append(
             Problem(
                 group[0].name,

@@ -9,11 +9,12 @@ import secrets
 from pathlib import Path
 
 from monai_basisprune.errors import CohortError, ConfigurationError
+from monai_basisprune.reading import read_bytes
 
 __all__ = ["keyed_salt", "load_or_create_salt", "pseudonym"]
 
 SALT_FILE = "salt"
-_MINIMUM_BYTES = 16
+_MINIMUM_BYTES, _MOST_BYTES = 16, 4096
 
 
 def keyed_salt(salt: str | bytes | None) -> bytes:
@@ -43,7 +44,7 @@ def load_or_create_salt(folder: Path) -> bytes:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         try:
-            salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
+            salt = bytes.fromhex(read_bytes(path, _MOST_BYTES).decode("ascii").strip())
         except (OSError, ValueError):
             salt = b""
         if len(salt) < _MINIMUM_BYTES:

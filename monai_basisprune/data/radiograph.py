@@ -33,6 +33,8 @@ from monai_basisprune.errors import CohortError
 
 __all__ = ["LoadRadiographd", "RadiographInfo", "read_radiograph", "render_radiograph"]
 
+_MOST_LEVELS = 1 << 16
+
 
 @dataclass(frozen=True)
 class RadiographInfo:
@@ -80,10 +82,17 @@ def render_radiograph(dataset: Dataset) -> tuple[npt.NDArray[np.float32], Radiog
     if problems := header_problems(dataset):
         raise ImageProblemError("; ".join(problems))
     stored = stored_values(dataset)
-    padding = padding_mask(dataset, stored)
+    lowest = min(int(stored.min()), 0)
+    if int(stored.max()) - lowest < _MOST_LEVELS:  # far fewer values than pixels: each is computed once
+        places = stored - lowest if lowest else stored
+        counts = np.bincount(places.ravel())
+        levels = np.flatnonzero(counts) + lowest
+    else:
+        places, counts, levels = None, np.zeros(0, np.int64), stored
+    padding = padding_mask(dataset, levels)
     if padding.all():
         raise ImageProblemError("holds nothing but pixel padding")
-    values, modality_transform = modality_values(dataset, stored)
+    values, modality_transform = modality_values(dataset, levels)
     shown, display_transform, low, high = display_values(dataset, values, ~padding)
     photometric = element_text(dataset, "PhotometricInterpretation")
     # DX files say both MONOCHROME1 and INVERSE, older ones only the first: either means one inversion.
@@ -92,6 +101,11 @@ def render_radiograph(dataset: Dataset) -> tuple[npt.NDArray[np.float32], Radiog
     image[padding] = 0.0
     if not np.isfinite(image).all():
         raise ImageProblemError("has values that are NaN or infinite")
+    padded = int(counts[levels - lowest][padding].sum()) if places is not None else int(padding.sum())
+    if places is not None:
+        table = np.zeros(len(counts), np.float32)
+        table[levels - lowest] = image
+        image = table[places]
     info = RadiographInfo(
         rows=image.shape[0],
         columns=image.shape[1],
@@ -102,7 +116,7 @@ def render_radiograph(dataset: Dataset) -> tuple[npt.NDArray[np.float32], Radiog
         display_transform=display_transform,
         low=low,
         high=high,
-        padded_pixels=int(padding.sum()),
+        padded_pixels=padded,
         pixel_spacing=read_attributes(dataset).get("pixel_spacing"),
     )
     return image, info

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from monai_basisprune.data.cohort import Case, Cohort
 from monai_basisprune.errors import CohortError, ConfigurationError
@@ -153,6 +152,8 @@ def split_cohort(cohort: Cohort, fractions: Sequence[float] = (0.6, 0.2, 0.2), s
 
 def _parts(cases: Sequence[Case], folds: int, seed: int) -> list[np.ndarray]:
     """Return the positions of the cases of each fold, by scikit-learn's splitter."""
+    from sklearn.model_selection import StratifiedGroupKFold  # here, since inference comes without scikit-learn
+
     labels = np.array([case.label for case in cases])
     numbers: dict[str, int] = {}
     groups = np.array([numbers.setdefault(case.patient_id, len(numbers)) for case in cases])

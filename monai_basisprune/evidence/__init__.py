@@ -2,7 +2,7 @@
 
 from .auc import AUCInterval, auc_interval
 from .calibration import ReliabilityPoints, brier_score, calibration_error, reliability_points
-from .classes import ClassAUC, ClassAUCs, auc_by_class
+from .classes import ClassAUC, ClassAUCs, ClassComparison, accuracy, auc_by_class, compare_classes
 from .comparison import AUCComparison, compare_auc
 from .delong import delong_covariance
 from .estimates import Estimate
@@ -29,6 +29,7 @@ __all__ = [
     "ChosenSpread",
     "ClassAUC",
     "ClassAUCs",
+    "ClassComparison",
     "CurveBand",
     "Estimate",
     "HolmTest",
@@ -37,6 +38,7 @@ __all__ = [
     "ROCCurve",
     "ReliabilityPoints",
     "Subgroup",
+    "accuracy",
     "age_band",
     "auc_by_class",
     "auc_interval",
@@ -45,6 +47,7 @@ __all__ = [
     "chance_jaccard",
     "chosen_spread",
     "compare_auc",
+    "compare_classes",
     "compare_subgroups",
     "curve_band",
     "delong_covariance",

@@ -1,4 +1,4 @@
-"""The area under the ROC curve of one network, with an interval that respects patients."""
+"""The area under the ROC curve of one network, or the mean of several, with an interval that respects patients."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import Cohort, check_confidence, check_resamples, read_cohort
+from ._inputs import ClassCohorts, Cohort, FloatArray, check_confidence, check_resamples, read_networks
 from .bootstrap import bootstrap_auc
 from .delong import analytic_covariance, auc_of_columns, patient_terms
 from .intervals import ROUNDING, Spread, moderate, single_interval
+from .mean_auc import mean_spread
 
 __all__ = ["AUCInterval", "auc_interval"]
 
@@ -22,16 +23,16 @@ class AUCInterval:
     """An AUC and its confidence interval.
 
     Attributes:
-        auc: area under the ROC curve; ties count one half.
+        auc: area under the ROC curve, ties count one half; of several classes, the mean of each against the rest.
         low: lower end of the interval, or None if it is not computable (``method`` says why).
         high: upper end of the interval, or None.
         confidence: confidence level of the interval.
         method: how the interval was computed, in words for a report.
         standard_error: standard error of the AUC that the interval uses, or None where there is none.
         cases: number of cases.
-        positive_cases: number of cases with label 1.
+        positive_cases: number of cases with label 1; None for several classes.
         patients: number of patients, or None if the caller gave none.
-        positive_patients: number of patients with at least one positive case, or None.
+        positive_patients: number of patients with at least one positive case, or None; None for several classes.
     """
 
     auc: float
@@ -41,7 +42,7 @@ class AUCInterval:
     method: str
     standard_error: float | None
     cases: int
-    positive_cases: int
+    positive_cases: int | None
     patients: int | None
     positive_patients: int | None
 
@@ -59,7 +60,7 @@ def auc_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> AUCInterval:
-    """Compute the AUC of a network and its confidence interval.
+    """Compute the AUC of a network and its confidence interval; of several classes, the mean of their AUCs.
 
     The interval is built on the logit scale, where it cannot leave [0, 1] (Pepe, "The statistical evaluation of
     medical tests", 2003, chapter 5). Its variance comes from DeLong's formula if every patient has one case, and
@@ -68,9 +69,13 @@ def auc_interval(
     score interval of Newcombe, Stat. Med. 25 (2006), method 5, on the numbers of patients. Measured coverage is in
     ``docs/results/evidence_coverage.json``.
 
+    With a column of scores for each of several classes, the AUC is the mean of the AUCs of each class against the
+    rest, every class with the same weight; see ``mean_auc.mean_spread`` for its variance.
+
     Args:
-        labels: shape ``(n,)``, 0 or 1 (bool, int or float; a list, numpy array or tensor).
-        scores: shape ``(n,)``, higher for positive; probabilities or logits.
+        labels: shape ``(n,)``, 0 or 1 (bool, int or float; a list, numpy array or tensor); for several classes the
+            number of the class, or shape ``(n, classes)`` with 0 or 1 for each finding.
+        scores: shape ``(n,)``, higher for positive; probabilities or logits. Shape ``(n, classes)`` for several.
         patients: the patient of each case. None counts every case as a patient of its own, which makes the interval
             too narrow if that is not so.
         confidence: confidence level.
@@ -78,17 +83,17 @@ def auc_interval(
         seed: seed of the bootstrap; the same seed gives the same interval.
 
     Raises:
-        ValueError: if lengths differ, a score is not finite, a label is not 0 or 1, or one class is absent.
+        ValueError: if lengths differ, a score is not finite, a label is no class, or a class is absent or alone.
 
     Example:
         >>> result = auc_interval([0, 0, 0, 1, 1, 1], [0.1, 0.4, 0.3, 0.35, 0.8, 0.9])
         >>> round(result.auc, 3), round(result.low, 3), round(result.high, 3)
         (0.889, 0.144, 0.997)
     """
-    cohort = read_cohort(labels, {"scores": scores}, patients)
+    cohort = read_networks(labels, {"scores": scores}, patients)
     confidence = check_confidence(confidence)
     resamples = check_resamples(resamples)
-    auc = float(np.clip(auc_of_columns(cohort.labels, cohort.scores)[0], 0.0, 1.0))
+    auc = float(np.clip(aucs_of(cohort)[0], 0.0, 1.0))
     low, high, error, method = _interval(cohort, confidence, resamples, seed)
     return AUCInterval(
         auc=auc,
@@ -98,14 +103,31 @@ def auc_interval(
         method=method,
         standard_error=error,
         cases=cohort.cases,
-        positive_cases=cohort.positive_cases,
         patients=cohort.patients if cohort.patients_given else None,
-        positive_patients=cohort.positive_patients if cohort.patients_given else None,
+        **positive_counts(cohort),
     )
 
 
-def too_few_patients(cohort: Cohort) -> str:
+def aucs_of(cohort: Cohort | ClassCohorts) -> FloatArray:
+    """Return the AUC of each network, shape ``(k,)``; of several classes, the mean of their AUCs."""
+    if isinstance(cohort, ClassCohorts):
+        return np.mean([auc_of_columns(one.labels, one.scores) for one in cohort.classes], axis=0, dtype=np.float64)
+    return auc_of_columns(cohort.labels, cohort.scores)
+
+
+def positive_counts(cohort: Cohort | ClassCohorts) -> dict[str, int | None]:
+    """Return the numbers of positive cases and of positive patients; several classes have no such number."""
+    if isinstance(cohort, ClassCohorts):
+        return {"positive_cases": None, "positive_patients": None}
+    positive = cohort.positive_patients if cohort.patients_given else None
+    return {"positive_cases": cohort.positive_cases, "positive_patients": positive}
+
+
+def too_few_patients(cohort: Cohort | ClassCohorts) -> str:
     """Return why no interval can be computed, or an empty text."""
+    if isinstance(cohort, ClassCohorts):
+        reasons = [(index, too_few_patients(one)) for index, one in enumerate(cohort.classes)]
+        return next((f"{reason} of class {index}" for index, reason in reasons if reason), "")
     unit = "patient(s)" if cohort.patients_given else "case(s)"
     positive, negative = cohort.positive_patients, cohort.negative_patients
     if min(positive, negative) >= MINIMUM_PATIENTS:
@@ -116,11 +138,13 @@ def too_few_patients(cohort: Cohort) -> str:
     )
 
 
-def auc_spread(cohort: Cohort, resamples: int, seed: int) -> tuple[Spread | None, str]:
+def auc_spread(cohort: Cohort | ClassCohorts, resamples: int, seed: int) -> tuple[Spread | None, str]:
     """Return how well the AUCs of all columns are known, and how that was found; None and a reason if it cannot be."""
     reason = too_few_patients(cohort)
     if reason:
         return None, reason
+    if isinstance(cohort, ClassCohorts):
+        return mean_spread(cohort)
     terms = patient_terms(cohort)
     if not cohort.clustered:
         note = "" if cohort.patients_given else " (every case counted as a patient of its own)"
@@ -136,7 +160,7 @@ def auc_spread(cohort: Cohort, resamples: int, seed: int) -> tuple[Spread | None
 
 
 def _interval(
-    cohort: Cohort, confidence: float, resamples: int, seed: int
+    cohort: Cohort | ClassCohorts, confidence: float, resamples: int, seed: int
 ) -> tuple[float | None, float | None, float | None, str]:
     """Return low, high, standard error and method of the AUC of the first column."""
     spread, method = auc_spread(cohort, resamples, seed)

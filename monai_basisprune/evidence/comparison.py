@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import Cohort, check_confidence, check_margin, check_resamples, read_cohort
-from .auc import auc_spread, too_few_patients
-from .delong import auc_of_columns
+from ._inputs import ClassCohorts, Cohort, check_confidence, check_margin, check_resamples, read_networks
+from .auc import auc_spread, aucs_of, positive_counts, too_few_patients
 from .intervals import difference_interval, tail_probability
 
 __all__ = ["AUCComparison", "compare_auc"]
@@ -19,7 +18,7 @@ _SAME = 1e-5  # of the range of the scores; recomposing a network changes them b
 
 @dataclass(frozen=True)
 class AUCComparison:
-    """The difference between the AUCs of two networks on the same cases.
+    """The difference between the AUCs of two networks on the same cases; of several classes, between the mean AUCs.
 
     Attributes:
         reference_auc: AUC of the reference network.
@@ -39,9 +38,9 @@ class AUCComparison:
         method: how the interval was computed, in words for a report.
         standard_error: standard error of the difference, or None where there is none.
         cases: number of cases.
-        positive_cases: number of cases with label 1.
+        positive_cases: number of cases with label 1; None for several classes.
         patients: number of patients, or None if the caller gave none.
-        positive_patients: number of patients with at least one positive case, or None.
+        positive_patients: number of patients with at least one positive case, or None; None for several classes.
     """
 
     reference_auc: float
@@ -58,7 +57,7 @@ class AUCComparison:
     method: str
     standard_error: float | None
     cases: int
-    positive_cases: int
+    positive_cases: int | None
     patients: int | None
     positive_patients: int | None
 
@@ -107,9 +106,9 @@ def compare_auc(
     whole pair each time. Scores that are equal number by number have a difference of exactly 0.
 
     Args:
-        labels: shape ``(n,)``, 0 or 1.
-        reference: scores of the reference network, shape ``(n,)``.
-        candidate: scores of the candidate network for the same cases in the same order, shape ``(n,)``.
+        labels: shape ``(n,)``, 0 or 1; for several classes as in :func:`auc_interval`.
+        reference: scores of the reference network, shape ``(n,)``, or ``(n, classes)`` to compare mean AUCs.
+        candidate: scores of the candidate network for the same cases in the same order, of the same shape.
         patients: the patient of each case. None counts every case as a patient of its own, which makes the interval
             too narrow if that is not so.
         margin: largest loss of AUC that is accepted; fix it before looking at the data.
@@ -118,16 +117,16 @@ def compare_auc(
         seed: seed of the bootstrap; the same seed gives the same interval.
 
     Raises:
-        ValueError: if lengths differ, a score is not finite, a label is not 0 or 1, or one class is absent.
+        ValueError: if lengths differ, a score is not finite, a label is no class, or a class is absent or alone.
 
     Example:
         >>> result = compare_auc([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6], [1, 3, 4, 2, 5, 6], margin=0.05)
         >>> round(result.difference, 3), result.non_inferior
         (-0.111, False)
     """
-    cohort = read_cohort(labels, {"reference": reference, "candidate": candidate}, patients)
+    cohort = read_networks(labels, {"reference": reference, "candidate": candidate}, patients)
     margin, confidence, resamples = check_margin(margin), check_confidence(confidence), check_resamples(resamples)
-    reference_auc, candidate_auc = (float(value) for value in auc_of_columns(cohort.labels, cohort.scores))
+    reference_auc, candidate_auc = (float(value) for value in aucs_of(cohort))
     found = _evidence(cohort, candidate_auc - reference_auc, margin, confidence, resamples, seed)
     return AUCComparison(
         reference_auc=reference_auc,
@@ -140,18 +139,17 @@ def compare_auc(
         non_inferior=found.low is not None and found.low > -margin,
         p_value=found.p_value,
         p_value_difference=found.p_value_difference,
-        unseen_loss=_unseen(_disjoint_pairs(cohort), confidence),
+        unseen_loss=_unseen_loss(cohort, confidence),
         method=found.method,
         standard_error=found.standard_error,
         cases=cohort.cases,
-        positive_cases=cohort.positive_cases,
         patients=cohort.patients if cohort.patients_given else None,
-        positive_patients=cohort.positive_patients if cohort.patients_given else None,
+        **positive_counts(cohort),
     )
 
 
 def _evidence(
-    cohort: Cohort, difference: float, margin: float, confidence: float, resamples: int, seed: int
+    cohort: Cohort | ClassCohorts, difference: float, margin: float, confidence: float, resamples: int, seed: int
 ) -> _Evidence:
     reason = too_few_patients(cohort)
     if reason:
@@ -183,9 +181,9 @@ def _evidence(
     )
 
 
-def _no_variance(cohort: Cohort, difference: float, margin: float, confidence: float) -> _Evidence:
+def _no_variance(cohort: Cohort | ClassCohorts, difference: float, margin: float, confidence: float) -> _Evidence:
     """Bound a difference that no pair of patients contradicts, by the binomial bound for an event never seen."""
-    pairs = _disjoint_pairs(cohort)
+    pairs = cohort.disjoint_pairs
     unseen = _unseen(pairs, confidence)
     needed = (difference + margin) / (1 + difference) if difference > -margin else 0.0
     unit = "patients" if cohort.patients_given else "cases"
@@ -199,9 +197,13 @@ def _no_variance(cohort: Cohort, difference: float, margin: float, confidence: f
     )
 
 
-def _disjoint_pairs(cohort: Cohort) -> int:
-    """Number of pairs of a positive and a negative patient that can be formed without using a patient twice."""
-    return min(cohort.positive_patients, cohort.negative_patients, cohort.patients // 2)
+def _unseen_loss(cohort: Cohort | ClassCohorts, confidence: float) -> float:
+    """Return the largest loss of AUC by a failure that the cases may hold no example of, in one class or in all."""
+    loss = _unseen(cohort.disjoint_pairs, confidence)
+    if isinstance(cohort, ClassCohorts):
+        alone = (_unseen(one.disjoint_pairs, confidence) for one in cohort.classes)
+        return max(loss, max(alone) / len(cohort.classes))
+    return loss
 
 
 def _unseen(pairs: int, confidence: float) -> float:

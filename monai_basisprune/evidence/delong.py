@@ -65,18 +65,26 @@ def auc_of_columns(labels: npt.NDArray[np.bool_], scores: FloatArray) -> FloatAr
 
 def patient_terms(cohort: Cohort) -> PatientTerms:
     """Return the first-order terms of every patient, the building blocks of the analytic variances."""
-    above, below = placements(cohort.labels, cohort.scores)
-    auc = above.mean(axis=0)
-    columns = cohort.scores.shape[1]
-    terms = []
-    for mask, deviation in ((cohort.labels, above - auc), (~cohort.labels, below - auc)):
-        total = np.zeros((cohort.patients, columns))
-        np.add.at(total, cohort.codes[mask], deviation / mask.sum())
-        terms.append((total, np.bincount(cohort.codes[mask], minlength=cohort.patients) > 0))
-    (positive, has_positive), (negative, has_negative) = terms
+    auc, ((positive, has_positive), (negative, has_negative)) = patient_sums(cohort)
     return PatientTerms(
         auc, positive[has_positive], negative[has_negative], positive.T @ negative, patients=cohort.patients
     )
+
+
+def patient_sums(cohort: Cohort) -> tuple[FloatArray, list[tuple[FloatArray, npt.NDArray[np.bool_]]]]:
+    """Return the AUC of each column, and for positive and for negative cases the sum of each patient's terms.
+
+    Each sum has shape ``(patients, k)``; beside it stands which patients have such cases.
+    """
+    above, below = placements(cohort.labels, cohort.scores)
+    auc = above.mean(axis=0)
+    columns = cohort.scores.shape[1]
+    sums = []
+    for mask, deviation in ((cohort.labels, above - auc), (~cohort.labels, below - auc)):
+        total = np.zeros((cohort.patients, columns))
+        np.add.at(total, cohort.codes[mask], deviation / mask.sum())
+        sums.append((total, np.bincount(cohort.codes[mask], minlength=cohort.patients) > 0))
+    return auc, sums
 
 
 def analytic_covariance(terms: PatientTerms) -> FloatArray:

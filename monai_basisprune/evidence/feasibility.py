@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import Cohort, read_labels, read_patients
+from ._inputs import Cohort, read_array, read_labels, read_networks, read_patients
 from .intervals import Spread, difference_interval, hanley_mcneil_variance
 from .sample_size import required_positive_patients
 
@@ -83,17 +83,24 @@ def sample_problem(
 def patients_by_class(labels: Any, patients: Any = None) -> tuple[int, int]:
     """Count the patients with a positive case and those with a negative one; who has both counts in both.
 
+    Of several classes, it is the numbers of one class that would give its AUC the spread of the mean of all.
+
     Args:
-        labels: shape ``(n,)``, 0 or 1.
+        labels: shape ``(n,)``, 0 or 1; for several classes the number of the class, or shape ``(n, classes)``.
         patients: the patient of each case; None counts every case as a patient of its own.
 
     Raises:
-        ValueError: if a label is not 0 or 1, one class is absent, or a case has no patient.
+        ValueError: if a label is no class, a class is absent or alone, or a case has no patient.
 
     Example:
         >>> patients_by_class([1, 0, 0, 0], ["a", "a", "b", "b"])
         (1, 2)
     """
+    array = read_array(labels, "labels")
+    classes = array.shape[1] if array.ndim == 2 else int(np.nan_to_num(array, nan=-1).max(initial=0)) + 1
+    if classes > 2 or (array.ndim == 2 and classes > 1):
+        cohort_of_classes = read_networks(labels, {"scores": np.zeros((len(array), classes))}, patients)
+        return cohort_of_classes.positive_patients, cohort_of_classes.negative_patients
     truth = read_labels(labels)
     codes = np.arange(len(truth), dtype=np.intp) if patients is None else read_patients(patients, len(truth))
     cohort = Cohort(truth, np.empty((len(truth), 0)), codes, patients is not None)

@@ -31,6 +31,8 @@ class Spread:
         contrast_freedom: degrees of freedom of the variance of (last - first).
         positives: number of positive patients.
         negatives: number of negative patients.
+        unseen: of a mean AUC, for each network the share of the classes that it separates perfectly, and the positive
+            and the negative patients that their mean rests on.
     """
 
     auc: FloatArray
@@ -39,6 +41,7 @@ class Spread:
     contrast_freedom: float
     positives: int
     negatives: int
+    unseen: tuple[tuple[float, int, int], ...] = ()
 
     @property
     def contrast_error(self) -> float:
@@ -127,7 +130,12 @@ def single_interval(spread: Spread, column: int, confidence: float) -> tuple[flo
         return score_interval(auc, spread.positives, spread.negatives, confidence)
     reach = stats.t.isf((1 - confidence) / 2, spread.freedom[column]) * np.sqrt(variance) / (auc * (1 - auc))
     centre = special.logit(auc)
-    return float(special.expit(centre - reach)), float(special.expit(centre + reach))
+    low, high = float(special.expit(centre - reach)), float(special.expit(centre + reach))
+    share, positives, negatives = spread.unseen[column] if spread.unseen else (0.0, 0, 0)
+    if share:
+        gap = share * (1 - score_interval(1.0, positives, negatives, confidence)[0])
+        low = max(0.0, auc - float(np.hypot(auc - low, gap)))
+    return low, high
 
 
 def difference_interval(spread: Spread, confidence: float) -> tuple[float, float]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from .checkpoint import RunCheckpointHandler
 from .curve import PruningCurveHandler
+from .distributed import DistributedHandler
+from .failures import FailureHandler
 from .norms import NormStatisticsHandler
 from .predictions import Predictions, PredictionsHandler
 from .progress import ProgressHandler
 from .pruning import PruningHandler
 from .saver import PrunedNetworkSaver
 from .search import MetricSearchRounds
+from .seeding import EpochSeedHandler
 from .taylor import TaylorImportanceHandler
 
 __all__ = [
+    "DistributedHandler",
+    "EpochSeedHandler",
+    "FailureHandler",
     "MetricSearchRounds",
     "NormStatisticsHandler",
     "Predictions",
@@ -20,5 +27,6 @@ __all__ = [
     "PrunedNetworkSaver",
     "PruningCurveHandler",
     "PruningHandler",
+    "RunCheckpointHandler",
     "TaylorImportanceHandler",
 ]

@@ -10,9 +10,11 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..budgets import Budget, network_cost
+from ..channel_slices import cut_modules
 from ..curve import CurvePoint, PruningCurve
 from ..decomposition import decomposed_layers
 from ..evidence import auc_interval, compare_auc
+from ..snapshot import structure_of
 from .predictions import Predictions, PredictionsHandler
 
 __all__ = ["PruningCurveHandler"]
@@ -60,7 +62,11 @@ class PruningCurveHandler:
         self._fixed = reference is not None
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``SupervisedEvaluator`` whose ``pred`` holds logits or probabilities of two classes."""
+        """Register on a ``SupervisedEvaluator`` whose ``pred`` holds logits or probabilities of classes or findings.
+
+        The AUC of more than two classes, and of several findings, is the mean of the AUCs of each; see
+        :func:`~monai_basisprune.evidence.auc_interval`.
+        """
         self._collector.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -73,7 +79,7 @@ class PruningCurveHandler:
         macs = network_cost(self.network, Budget(macs=0.0, input_shape=self.input_shape))
         layers = [layer for _, layer in decomposed_layers(self.network)]
         difference = None
-        if all(layer.rank() == layer.max_rank for layer in layers):
+        if all(layer.rank() == layer.max_rank for layer in layers) and not any(cut_modules(self.network)):
             if not self._fixed:
                 self.unpruned = _compared(collected)
         elif self.unpruned:
@@ -101,6 +107,7 @@ class PruningCurveHandler:
             mac_reduction=macs.reduction(macs.total),
             auc=asdict(auc),
             difference=difference,
+            structure=structure_of(self.network),
         )
         self.curve.points.append(point)
         engine.state.metrics.update(auc=auc.auc, parameter_reduction=point.parameter_reduction)

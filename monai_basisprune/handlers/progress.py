@@ -5,6 +5,7 @@ from __future__ import annotations
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
+from ..distributed import process_rank
 from .curve import PruningCurveHandler
 
 __all__ = ["ProgressHandler"]
@@ -34,13 +35,14 @@ class ProgressHandler:
     def __call__(self, engine: Engine) -> None:
         """Go one step on."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(engine.state.iteration - self._bar.n)  # a checkpoint may be loaded after this was opened
 
     def _open(self, engine: Engine) -> None:
         length, epochs = engine.state.epoch_length, engine.state.max_epochs
         total = length * epochs if length and epochs else None
+        name = self.description or type(engine).__name__
         done = engine.state.iteration
-        self._bar = tqdm(total=total, initial=done, desc=self.description or type(engine).__name__, unit="batch")
+        self._bar = tqdm(total=total, initial=done, desc=name, unit="batch", disable=process_rank() > 0)
 
     def _describe(self, engine: Engine) -> None:
         if self._bar is None:

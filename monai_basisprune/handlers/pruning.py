@@ -11,11 +11,13 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..budgets import Budget
-from ..decomposition import decomposed_layers
-from ..errors import PlanMismatchError
-from ..importance import ScalingImportance, SingularValueImportance, TaylorImportance
-from ..pruning import PruneResult, check_budget, keep_bases_, prune_
-from ..snapshot import positions_of
+from ..decomposition import layer_status
+from ..distillation import DistillationLoss
+from ..errors import ConfigurationError, PlanMismatchError
+from ..joint_pruning import JointResult
+from ..pruning import PruneResult
+from ..rounds import ChannelScores, Compensation, RoundPruner, Scores
+from ..snapshot import structure_of
 from .search import MetricSearchRounds
 
 __all__ = ["PruningHandler"]
@@ -32,44 +34,66 @@ class PruningHandler:
     Args:
         network: the decomposed network that the engine trains.
         importance: ranks the bases.
-        budgets: what to prune to, one after another; a dictionary stands for the arguments of a ``Budget``.
+        budgets: what to prune to, one after another; a dictionary stands for the arguments of a ``Budget``. With none,
+            bases stay, and without ``channel_budgets`` the network is never cut.
         optimizer: the optimizer that trains the network; its state is sliced along.
         transfer_epochs: epochs before the first cut, at least 1.
         epochs_per_round: epochs between two cuts, at least 1.
         search: with it, the budgets are coarse targets, and the handler goes back and bisects where one costs too much
             AUC; the trainer ends when the search does.
+        channel_importance: ranks the channels, such as a :class:`~monai_basisprune.ChannelTaylorImportance`: the
+            network is cut by bases and channels, jointly to each budget. None leaves the channels.
+        channel_budgets: with them, bases are cut to ``budgets`` and then channels to these, one for each round.
+        compensation: called after each cut with the network and a copy of what it was before; see
+            :class:`~monai_basisprune.rounds.RoundPruner`.
+        distillation: the loss function of the trainer, which is started with the network before its first cut: from
+            then on it learns from what it was.
 
     Attributes:
-        results: the :class:`~monai_basisprune.PruneResult` of each round of this process.
+        targets: what each round prunes to: ``budgets``, or those of channels where only these are cut.
+        results: what each round of this process left.
         rounds: number of rounds that are done.
+        structures: what each round left, as the points of the curve name it.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        importance: TaylorImportance | ScalingImportance | SingularValueImportance,
+        importance: Scores,
         budgets: Sequence[Budget | Mapping[str, Any]],
         optimizer: torch.optim.Optimizer,
         transfer_epochs: int = 6,
         epochs_per_round: int = 2,
         search: MetricSearchRounds | None = None,
+        channel_importance: ChannelScores | None = None,
+        channel_budgets: Sequence[Budget | Mapping[str, Any]] | None = None,
+        compensation: Compensation | None = None,
+        distillation: DistillationLoss | None = None,
     ) -> None:
         if transfer_epochs < 1 or epochs_per_round < 1:
             raise ValueError(
                 f"transfer_epochs and epochs_per_round must be at least 1, got {transfer_epochs} and "
                 f"{epochs_per_round}."
             )
-        self.network = network
-        self.importance = importance
-        self.budgets = [budget if isinstance(budget, Budget) else Budget(**budget) for budget in budgets]
-        self.optimizer = optimizer
+        if search is not None and channel_budgets is not None:
+            raise ConfigurationError(
+                "A search cuts bases and channels to one budget: leave channel_budgets out, or the search."
+            )
+        self.budgets = _made(budgets)
+        self.channel_budgets = None if channel_budgets is None else _made(channel_budgets)
+        self.targets = self.budgets or self.channel_budgets or []
+        self.pruner = RoundPruner(
+            network, importance, optimizer, channel_importance, self.channel_budgets, compensation
+        )
         self.transfer_epochs = transfer_epochs
         self.epochs_per_round = epochs_per_round
         self.search = search
+        self.distillation = distillation
         if search is not None:
             search.bind(self.budgets)
         self.rounds = 0
-        self.results: list[PruneResult] = []
+        self.results: list[PruneResult | JointResult] = []
+        self.structures: list[str] = []
         self.logger = logging.getLogger(__name__)
 
     @property
@@ -79,7 +103,22 @@ class PruningHandler:
 
     @property
     def _most_rounds(self) -> int:
-        return len(self.budgets) + (0 if self.search is None else self.search.bisections)
+        return len(self.targets) + (0 if self.search is None else self.search.bisections)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what cuts and how far, as JSON types."""
+        by_channels, compensation = self.pruner.channel_importance, self.pruner.compensation
+        return {
+            "importance": type(self.pruner.importance if self.budgets or not self.targets else by_channels).__name__,
+            "channel_importance": None if by_channels is None else type(by_channels).__name__,
+            "budget": self.targets[0].quantity if self.targets else "parameters",
+            "targets": _shares(self.targets),
+            "channel_targets": None if self.channel_budgets is None else _shares(self.channel_budgets),
+            "compensation": compensation is not None,
+            "distillation": None
+            if self.distillation is None
+            else {"weight": self.distillation.weight, "temperature": self.distillation.temperature},
+        }
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer; when that starts, every budget is checked before any training."""
@@ -91,33 +130,37 @@ class PruningHandler:
         """Prune to the next budget, if this is the epoch to do so."""
         if engine.state.epoch < self.transfer_epochs + self.rounds * self.epochs_per_round:
             return
+        if self.distillation is not None and self.distillation.reference is None and self.targets:
+            self.distillation.start(self.pruner.network)
+        result: PruneResult | JointResult | None
         if self.search is not None:
-            found = self.search.advance(self.network, self.importance, self.optimizer, engine.state.epoch)
-            if found is None:
+            result = self.search.advance(self.pruner, engine.state.epoch)
+            if result is None:
                 engine.terminate()
                 return
-            scores, budget = found
-        elif self.rounds < len(self.budgets):
-            scores, budget = self.importance.scores(), self.budgets[self.rounds]
+        elif self.rounds < len(self.targets):
+            budget = self.budgets[self.rounds] if self.budgets else None
+            of_channels = None if self.channel_budgets is None else self.channel_budgets[self.rounds]
+            result = self.pruner.cut(budget, self.pruner.scores(), of_channels)
         else:
             return
-        result = prune_(self.network, scores, budget, self.optimizer)
-        if isinstance(self.importance, TaylorImportance):
-            self.importance.reset()
         self.rounds += 1
         self.results.append(result)
+        self.structures.append(structure_of(self.pruner.network))
+        status = layer_status(self.pruner.network)
+        channels = f" and {sum(layer.channels for layer in status)} output channels"
         self.logger.info(
-            "Round %d of %s%d: %d bases left, %.1f %% of the parameters removed.",
+            "Round %d of %s%d: %d bases%s left, %.1f %% of the parameters removed.",
             self.rounds,
             "" if self.search is None else "at most ",
             self._most_rounds,
-            result.bases,
+            sum(layer.rank or 0 for layer in status),
+            "" if self.pruner.channel_importance is None else channels,
             100 * result.parameter_reduction,
         )
 
     def _check(self) -> None:
-        for budget in self.budgets:
-            check_budget(self.network, budget)
+        self.pruner.check(self.budgets)
         if self.search is not None:
             self.search.start()
 
@@ -127,29 +170,39 @@ class PruningHandler:
             engine.terminate()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rounds that are done and the bases that are left, for a checkpoint."""
-        kept = {name: list(layer.kept_bases) for name, layer in decomposed_layers(self.network)}
-        state: dict[str, Any] = {"rounds": self.rounds, "kept_bases": kept}
+        """Return the rounds that are done, and the bases and channels that are left, for a checkpoint."""
+        state = {"rounds": self.rounds, "structures": list(self.structures), **self.pruner.state_dict()}
+        if self.distillation is not None and self.distillation.reference is not None:
+            state["distillation"] = self.distillation.state_dict()
         return state if self.search is None else {**state, "search": self.search.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Prune the network and the optimizer to the bases of a checkpoint, so that their states can be loaded next.
+        """Prune network and optimizer to what a checkpoint has kept, so that their states can be loaded next.
 
         In a checkpoint loader, name this handler before the network, the optimizer and the importance.
 
         Raises:
-            PlanMismatchError: if the network lacks a layer or a basis of the checkpoint, or only one of this run and
-                that of the checkpoint searches.
+            PlanMismatchError: if the network lacks a layer, a basis or a channel of the checkpoint, or only one of this
+                run and that of the checkpoint searches.
         """
         if (self.search is None) != ("search" not in state):
             raise PlanMismatchError(
                 f"The checkpoint is of a run {'without' if self.search else 'with'} a search for the smallest network: "
                 f"go on with the settings that it was started with."
             )
-        positions = positions_of(self.network, state["kept_bases"])
+        self.pruner.positions(state)  # raises before anything is changed
         if self.search is not None:
             self.search.load_state_dict(state["search"])
-        keep_bases_(self.network, positions, self.optimizer)
-        if isinstance(self.importance, TaylorImportance):
-            self.importance.reset()
-        self.rounds = int(state["rounds"])
+        if self.distillation is not None and "distillation" in state:
+            self.distillation.start(self.pruner.network)  # not cut yet, so the shapes are those of the reference
+            self.distillation.load_state_dict(state["distillation"])
+        self.pruner.load_state_dict(state)
+        self.rounds, self.structures = int(state["rounds"]), list(state["structures"])
+
+
+def _shares(budgets: Sequence[Budget]) -> list[float]:
+    return [getattr(budget, budget.quantity) for budget in budgets]
+
+
+def _made(budgets: Sequence[Budget | Mapping[str, Any]]) -> list[Budget]:
+    return [budget if isinstance(budget, Budget) else Budget(**budget) for budget in budgets]

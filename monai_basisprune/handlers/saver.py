@@ -1,4 +1,4 @@
-"""Keeps the network of every pruning ratio."""
+"""Keeps the network of every round."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..decomposition import decomposed_layers
+from ..distributed import process_rank
 from ..persistence import save_pruned
+from ..snapshot import structure_of
 
 __all__ = ["PrunedNetworkSaver"]
 
 
 class PrunedNetworkSaver:
-    """Saves a decomposed network, with its plan, after each epoch: one file for each pruning ratio.
+    """Saves a decomposed network, with its plan, after each epoch: one file for each round.
 
-    An epoch replaces the file of the last one at the same ratio, so that in the end each file holds the network
-    before the next cut, which is the one that :meth:`PruningCurve.rounds` lists. Attach it after the validation
+    An epoch replaces the file of the last one with the same bases and channels, so that in the end each file holds the
+    network before the next cut, which is the one that :meth:`PruningCurve.rounds` lists. Attach it after the validation
     handler and before the :class:`PruningHandler`.
 
     Args:
@@ -35,9 +36,11 @@ class PrunedNetworkSaver:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save the network as it is now."""
-        save_pruned(self.network, self.path(sum(layer.rank() for _, layer in decomposed_layers(self.network))))
+        """Save the network as it is now; of several processes, the first one does."""
+        if process_rank() > 0:
+            return
+        save_pruned(self.network, self.path(structure_of(self.network)))
 
-    def path(self, bases: int) -> Path:
-        """Return the file of the network that has a number of bases."""
-        return self.folder / f"bases_{bases:06d}.pt"
+    def path(self, structure: str | None) -> Path:
+        """Return the file of the network with a structure, as a point of the curve names it."""
+        return self.folder / f"{structure}.pt"

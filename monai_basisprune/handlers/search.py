@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from ..budgets import Budget
-from ..decomposition import decomposed_layers
 from ..errors import ConfigurationError
+from ..joint_pruning import JointResult
+from ..pruning import PruneResult
+from ..rounds import RoundPruner
 from ..search import MetricSearch, check_search
 from ..search_rounds import SearchRounds
+from ..snapshot import structure_of
 from .curve import PruningCurveHandler
 
 __all__ = ["MetricSearchRounds"]
@@ -86,9 +86,7 @@ class MetricSearchRounds:
             if problem is not None:
                 self.logger.warning("%s It is checked again with the AUC that is reached.", problem.message)
 
-    def advance(
-        self, network: nn.Module, importance: Any, optimizer: torch.optim.Optimizer, epoch: int
-    ) -> tuple[dict[str, torch.Tensor], Budget] | None:
+    def advance(self, pruner: RoundPruner, epoch: int) -> PruneResult | JointResult | None:
         """Let the search take its next step with the evaluation of an epoch; see :meth:`SearchRounds.advance`.
 
         Raises:
@@ -96,18 +94,15 @@ class MetricSearchRounds:
         """
         if self.search.target is None:
             return None
-        bases = sum(layer.rank() for _, layer in decomposed_layers(network))
         points = self.curve.curve.points
-        if not points or (points[-1].epoch, points[-1].bases) != (epoch, bases):
+        if not points or (points[-1].epoch, points[-1].structure) != (epoch, structure_of(pruner.network)):
             raise ConfigurationError(
                 f"The search found no evaluation of the network in epoch {epoch}: run the evaluator of its curve in "
                 f"every epoch, by a ValidationHandler that comes before the PruningHandler."
             )
         self.curve.curve.unpruned()  # raises where there is nothing to compare with
         unpruned, warnings, steps = self.curve.unpruned, len(self.search.warnings), len(self.search.steps)
-        found = self._rounds.advance(
-            network, importance, optimizer, points[-1], unpruned["labels"], unpruned["patients"] or None
-        )
+        result = self._rounds.advance(pruner, points[-1], unpruned["labels"], unpruned["patients"] or None)
         for warning in self.search.warnings[warnings:]:
             self.logger.warning("%s", warning)
         for step in self.search.steps[steps:]:
@@ -117,7 +112,7 @@ class MetricSearchRounds:
                 "accepted" if step.accepted else "not accepted",
                 *(self.search.rule, self.search.margin),
             )
-        return found
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the search is and the network to go back to, as tensors and plain types."""

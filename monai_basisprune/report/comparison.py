@@ -17,7 +17,12 @@ from monai_basisprune.report.study import load_study
 __all__ = ["compare_studies"]
 
 
-def compare_studies(paths: Sequence[str | os.PathLike[str]], output_file: str | os.PathLike[str]) -> Path:
+def compare_studies(
+    paths: Sequence[str | os.PathLike[str]],
+    output_file: str | os.PathLike[str],
+    reference: int | None = None,
+    differences: Sequence[Mapping[str, Any] | None] | None = None,
+) -> Path:
     """Write one page that shows several studies side by side: curves in one picture, tests and settings in tables.
 
     Studies of other cases than the first one's are marked as not comparable, with the reason. Paths do not reach the
@@ -26,16 +31,25 @@ def compare_studies(paths: Sequence[str | os.PathLike[str]], output_file: str | 
     Args:
         paths: study records written by :func:`save_study`, at least two.
         output_file: the HTML file to write.
+        reference: which of them trained its network and never cut it, counted from 0; None if there is no such one.
+        differences: for each study the difference of its test AUC to that of the reference on the same cases, as
+            ``compare_auc(...).to_dict()``, or None; only with a reference.
 
     Returns:
         The path of the page.
 
     Raises:
-        ConfigurationError: if there are fewer than two studies, or one of them is not valid.
+        ConfigurationError: if there are fewer than two studies, one of them is not valid, or there is not one
+            difference for each.
         OSError: if a file cannot be read.
     """
     if len(paths) < 2:
         raise ConfigurationError(f"a comparison was asked for with {len(paths)} study records; give at least two.")
+    if reference is not None and len(differences or ()) != len(paths):
+        raise ConfigurationError(
+            f"{len(paths)} studies are to be compared with one of them, but there are {len(differences or ())} "
+            "differences: give one for each, None for the reference itself."
+        )
     studies = []
     for number, path in enumerate(paths, start=1):
         try:
@@ -58,9 +72,13 @@ def compare_studies(paths: Sequence[str | os.PathLike[str]], output_file: str | 
                 "verdict": wording.verdict(study),
                 "same": wording.nothing_pruned(study),
                 "reasons": found,
+                "epochs": _chosen_round(study)["epoch"],
+                "as_long": None if reference is None or differences is None else differences[index],
             }
-            for label, study, found in zip(labels, studies, reasons, strict=True)
+            for index, (label, study, found) in enumerate(zip(labels, studies, reasons, strict=True))
         ],
+        reference=reference,
+        targets=_common_targets(studies),
         curve=picture_pair(lambda small: overlay_figure(studies, narrow if small else short, narrow=small), "curve"),
         settings=_different_settings(studies),
         synthetic=any(study["data"]["synthetic"] for study in studies),
@@ -78,6 +96,20 @@ def _reasons(first: Mapping[str, Any], study: Mapping[str, Any]) -> Iterator[str
     if mine["synthetic"] != other["synthetic"]:
         kinds = {True: "synthetic", False: "real"}
         yield f"its data are {kinds[mine['synthetic']]}, those of the first study {kinds[other['synthetic']]}"
+
+
+def _chosen_round(study: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(point for point in study["curve"] if point["round"] == study["chosen"]["round"])
+
+
+def _common_targets(studies: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[Mapping[str, Any] | None]]]:
+    """Return for each target of at least two studies what each of them reached at it, the last time that it did."""
+    reached = [{p["target"]: p for p in study["curve"] if p["target"] is not None} for study in studies]
+    targets = sorted({target for own in reached for target in own})
+    table = [(target, [own.get(target) for own in reached]) for target in targets]
+    quantities = {study["pruning"]["budget"] for study in studies if study["pruning"]["targets"]}
+    # shares of different quantities are not the same targets
+    return [row for row in table if len(quantities) == 1 and sum(point is not None for point in row[1]) > 1]
 
 
 def _different_settings(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -35,6 +35,7 @@ def find_contradictions(study: Mapping[str, Any]) -> Iterator[str]:
         yield from _layer(layer, f"$.layers[{index}]")
     if study["test"] is not None:
         yield from _test(study["test"])
+        yield from _classes(study["test"], study["data"])
         if "test" not in study["data"]["splits"]:
             yield "$.data.splits: there are test results, but no split named 'test'"
     if study["audit"] is not None:
@@ -126,7 +127,10 @@ def _splits(data: Mapping[str, Any]) -> Iterator[str]:
         for key in ("cases_by_class", "patients_by_class"):
             if split[key] is not None and len(split[key]) != classes:
                 yield f"{path}.{key}: {len(split[key])} numbers for {classes} classes"
-        if sum(split["cases_by_class"]) != split["cases"]:
+        if data.get("label_kind") == "multi":
+            if any(count > split["cases"] for count in split["cases_by_class"]):
+                yield f"{path}.cases_by_class: a finding is in more cases than the {split['cases']} that there are"
+        elif sum(split["cases_by_class"]) != split["cases"]:
             yield f"{path}.cases_by_class: sums to {sum(split['cases_by_class'])}, but there are {split['cases']} cases"
         if split["patients"] is not None and split["patients"] > split["cases"]:
             yield f"{path}.patients: {split['patients']} patients, but only {split['cases']} cases"
@@ -138,6 +142,11 @@ def _layer(layer: Mapping[str, Any], path: str) -> Iterator[str]:
         yield f"{path}: rank or max_rank of {layer['name']!r} is null, but 'skipped' gives no reason"
     if rank is not None and max_rank is not None and rank > max_rank:
         yield f"{path}.rank: {rank} is above max_rank, {max_rank}"
+    channels, max_channels = layer.get("channels"), layer.get("max_channels")
+    if (channels is None) != (max_channels is None):
+        yield f"{path}: only one of channels and max_channels is given"
+    elif channels is not None and channels > max_channels:
+        yield f"{path}.channels: {channels} is above max_channels, {max_channels}"
 
 
 def _test(test: Mapping[str, Any]) -> Iterator[str]:
@@ -163,6 +172,36 @@ def _test(test: Mapping[str, Any]) -> Iterator[str]:
                 f"{path}: a specificity of {point['specificity']:.6g} was asked for, but the sensitivity is given for "
                 f"{own['specificity']:.6g}, of which {own['attained_specificity']:.6g} is attained"
             )
+
+
+def _classes(test: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    found = test.get("classes")
+    if not found:
+        if len(data["class_names"]) > 2 or data.get("label_kind") == "multi":
+            yield "$.test.classes: there are several classes, so the AUC of each must be given"
+        return
+    if [one["name"] for one in found] != list(data["class_names"]):
+        yield "$.test.classes: the names must be those of $.data.class_names, in their order"
+    for index, one in enumerate(found):
+        path = f"$.test.classes[{index}]"
+        if one["cases"] != test["pruned"]["cases"] or one["positive_cases"] > one["cases"]:
+            yield f"{path}: {one['positive_cases']} of {one['cases']} cases, the test set has {test['pruned']['cases']}"
+        computed = [one[name] is not None for name in ("original", "pruned", "difference")]
+        if any(computed) != all(computed) or any(computed) == (one["reason"] is not None):
+            yield f"{path}.reason: must say why nothing was computed, and be null where all of it was"
+        if all(computed):
+            for name in ("original", "pruned"):
+                yield from interval_problems(one[name], "auc", f"{path}.{name}")
+            yield from _difference(one["difference"], f"{path}.difference")
+            yield from _change(one["difference"], one["original"]["auc"], one["pruned"]["auc"], f"{path}.difference")
+        p_value = (one["difference"] or {}).get("p_value_difference")
+        yield from _adjusted(one["adjusted_p_value"], p_value, path)
+    for name in ("original", "pruned"):
+        known = [one[name]["auc"] for one in found if one[name] is not None]
+        if len(known) == len(found) and abs(sum(known) / len(known) - test[name]["auc"]) > _AUC_TOLERANCE:
+            yield f"$.test.{name}.auc: {test[name]['auc']:.6g} is not the mean of the AUCs of the classes"
+        if test.get("accuracy"):
+            yield from _estimate(test["accuracy"][name], f"$.test.accuracy.{name}")
 
 
 def _adjusted(adjusted: float | None, p_value: float | None, path: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from monai_basisprune.report.style import FAINT, INK, PALETTE, new_figure, style_axes, style_legend
-from monai_basisprune.report.wording import confidence_words, decimal, percent, plural
+from monai_basisprune.report.wording import auc_name, confidence_words, decimal, percent, plural
 
 __all__ = ["auc_axis", "curve_figure", "overlay_figure", "reduction_axis", "stretch"]
 
@@ -33,7 +33,8 @@ def curve_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
     style_axes(axes)
     points = sorted(study["curve"], key=lambda point: (point["parameter_reduction"], point["round"]))
     _draw_band(axes, points, PALETTE[0], f"{confidence_words(points[0]['auc'])} of the AUC")
-    _draw_points(axes, points, PALETTE[0], "AUC on the validation set")
+    name = auc_name(study)
+    _draw_points(axes, points, PALETTE[0], f"{name} on the validation set")
     _draw_reference(axes, study)
     missing = [point for point in points if point["auc"]["auc"] is None]
     _draw_chosen(axes, study, points)
@@ -44,7 +45,7 @@ def curve_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
             [stretch(point["parameter_reduction"]) for point in missing], bottom, "x",
             color=INK, markersize=7, clip_on=False, label="AUC not computable", zorder=5,
         )  # fmt: skip
-    axes.set_ylabel("AUC on the validation set")
+    axes.set_ylabel(f"{name} on the validation set")
     record = points[0]["auc"]
     patients = "" if record["patients"] is None else f", {plural(record['patients'], 'patient', 'patients')}"
     axes.set_title(

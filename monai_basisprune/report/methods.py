@@ -18,6 +18,7 @@ from monai_basisprune.report.wording import (
     plural,
     reduction_words,
     sentence,
+    several_classes,
 )
 
 __all__ = ["limits_sentences", "methods_paragraph"]
@@ -65,13 +66,13 @@ def limits_sentences(study: Mapping[str, Any]) -> list[str]:
         for words, known in (
             ("sensitivity at one operating point", test.get("operating_point")),
             ("calibration", test.get("calibration")),
-            ("groups of patients", study["audit"]),
+            ("groups of patients", (study["audit"] or {}).get("subgroups")),
         )
         if not known
     ]
     if unknown:
         sentences.append(f"The AUC says nothing about {' or '.join(unknown)}, which this study does not hold.")
-    if study["audit"] is not None:
+    if study["audit"] is not None and study["audit"]["subgroups"]:
         sentences.append(
             "A group of patients in which no loss was found is not a group that is shown to be safe: most groups are "
             "too small for that."
@@ -96,8 +97,8 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"A {network['name']} ({count(network['parameters'])} parameters; {count(network['macs'])} multiply-accumulate "
         f"operations for one input of {shape}) was {'to be ' if nothing_pruned(study) else ''}pruned by basis scaling "
-        f"({_SOURCE}): each convolution was factorized by singular value decomposition into a basis and its "
-        "scaling factors."
+        f"({_SOURCE}): each convolution was factorized by {_FACTORIZATIONS[pruning.get('basis', 'weight')]} into "
+        "a basis and its scaling factors."
     )
     epochs = pruning.get("transfer_epochs")
     before = "" if epochs is None else f"after {plural(epochs, 'epoch', 'epochs')} of transfer learning, "
@@ -105,13 +106,27 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
     training = "" if between is None else plural(between, "epoch", "epochs")
     if study["search"] is None:
         rounds = plural(max(len(study["curve"]) - 1, 0), "round", "rounds")
+        what, criterion = _parts(pruning)
         each = f", with {training} of training in each" if training else ""
         yield (
-            f"Then, {before}the bases of least importance (criterion: {pruning['importance']}) were removed in "
+            f"Then, {before}the {what} of least importance (criterion: {criterion}) were removed in "
             f"{rounds} (targets: {_targets(pruning['targets'])} of the {pruning['budget']}){each}."
+            if pruning["targets"]
+            else f"It was trained for {plural(study['curve'][0]['epoch'], 'epoch', 'epochs')} and never cut, to be "
+            "compared with networks that were."
         )
     else:
         yield from _search(study, before, training)
+    if pruning.get("compensation"):
+        yield (
+            "After each cut, what was left was fitted in closed form to what the layers had put out before, on "
+            "unlabeled training images."
+        )
+    if pruning.get("distillation"):
+        yield (
+            "From the first cut on, the network was also trained towards the outputs of the unpruned one (weight "
+            f"{pruning['distillation']['weight']:g}, temperature {pruning['distillation']['temperature']:g})."
+        )
     if pruning.get("norm_statistics"):
         how = _NORM_STATISTICS.get(pruning["norm_statistics"], pruning["norm_statistics"])
         yield f"Running statistics of normalization layers: {how}."
@@ -125,6 +140,22 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
         f"{reduction_words(chosen['parameter_reduction'], 'parameters')} ({count(chosen['parameters'])} left) and "
         f"{reduction_words(chosen['mac_reduction'], 'multiply-accumulate operations')}."
     )
+
+
+_FACTORIZATIONS = {
+    "weight": "singular value decomposition",
+    "activation": "the principal directions of its outputs over unlabeled training images",
+}
+
+
+def _parts(pruning: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what was removed and by which criterion."""
+    channels = pruning.get("channel_importance")
+    if channels is None:
+        return "bases", pruning["importance"]
+    if channels == pruning["importance"]:
+        return "channels", channels
+    return "bases and channels", f"{pruning['importance']} of bases, {channels} of channels"
 
 
 def _targets(targets: Sequence[float]) -> str:
@@ -151,8 +182,13 @@ def _statistics(study: Mapping[str, Any]) -> Iterator[str]:
         yield "The chosen network was not evaluated on a test set."
         return
     record = test["pruned"]
+    kind = ""
+    if several_classes(study):
+        found = study["data"]["class_names"]
+        what = "findings" if study["data"].get("label_kind") == "multi" else "classes, each against the rest"
+        kind = f", as the mean over {len(found)} {what} with equal weights"
     yield (
-        f"Discrimination was measured by the area under the ROC curve (AUC), with its {confidence_words(record)} "
+        f"Discrimination was measured by the area under the ROC curve (AUC){kind}, with its {confidence_words(record)} "
         f"(method: {record['method']})."
     )
     if nothing_pruned(study):
@@ -186,6 +222,7 @@ def _comparison(difference: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _beyond_auc(study: Mapping[str, Any]) -> Iterator[str]:
     test, audit = study["test"], study["audit"]
+    yield from _of_classes(test)
     point = test.get("operating_point")
     if point:
         yield (
@@ -201,7 +238,7 @@ def _beyond_auc(study: Mapping[str, Any]) -> Iterator[str]:
             for key, words in (("brier", "Brier score"), ("calibration_error", "expected calibration error"))
         )
         yield f"Calibration: {scores}."
-    if audit is not None:
+    if audit is not None and audit["subgroups"]:
         names = list(dict.fromkeys(group["attribute"] for group in audit["subgroups"]))
         tested = [group for group in audit["subgroups"] if group["adjusted_p_value"] is not None]
         if not tested:
@@ -219,8 +256,25 @@ def _beyond_auc(study: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _of_classes(test: Mapping[str, Any]) -> Iterator[str]:
+    tested = [one for one in test.get("classes") or () if one["adjusted_p_value"] is not None]
+    if tested:
+        worst = min(tested, key=lambda one: one["difference"]["difference"])
+        yield (
+            f"The AUCs of the classes were compared one by one, with Holm's correction over {len(tested)}; the most "
+            f"unfavorable change was {difference_words(worst['difference'])} ({worst['name']}; adjusted p "
+            f"{_p_equation(worst['adjusted_p_value'])})."
+        )
+    if test.get("accuracy"):
+        yield (
+            f"The accuracy was {estimate_words(test['accuracy']['original'])} before and "
+            f"{estimate_words(test['accuracy']['pruned'])} after pruning."
+        )
+
+
 def _search(study: Mapping[str, Any], before: str, training: str) -> Iterator[str]:
     search, pruning = study["search"], study["pruning"]
+    what, criterion = _parts(pruning)
     rule = (
         f"its AUC on the validation set was not lower by more than {search['margin']:g}"
         if search["rule"] == "point"
@@ -231,7 +285,7 @@ def _search(study: Mapping[str, Any], before: str, training: str) -> Iterator[st
     trained = f" and trained the rest for {training}" if training else ""
     yield (
         f"Then, {before}the smallest network was searched for in {steps} (targets, in this order: {tried} of the "
-        f"{pruning['budget']}). Each removed the bases of least importance (criterion: {pruning['importance']}) from "
+        f"{pruning['budget']}). Each removed the {what} of least importance (criterion: {criterion}) from "
         f"the network that was accepted last{trained}; its result was accepted if {rule}."
     )
     needed = search["required_positive_patients"]

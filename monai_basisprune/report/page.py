@@ -17,8 +17,9 @@ from monai_basisprune.report.ranks import ranks_figure
 from monai_basisprune.report.reliability import reliability_figure
 from monai_basisprune.report.rendering import picture_pair, render
 from monai_basisprune.report.study import validate_study
-from monai_basisprune.report.subgroups import subgroups_figure
+from monai_basisprune.report.subgroups import classes_figure, subgroups_figure
 from monai_basisprune.report.tables import (
+    write_classes_csv,
     write_curve_csv,
     write_reliability_csv,
     write_roc_csv,
@@ -46,7 +47,7 @@ def write_report(
 
     Returns:
         The paths, under the keys ``curve_csv``, ``curve_svg``, ``curve_png``, ``report_html``, and, where the record
-        holds what they show, ``roc_csv``, ``reliability_csv``, ``subgroups_csv``.
+        holds what they show, ``roc_csv``, ``classes_csv``, ``reliability_csv``, ``subgroups_csv``.
 
     Raises:
         ConfigurationError: if the record is not valid, see :func:`validate_study`; nothing is written then.
@@ -62,6 +63,8 @@ def write_report(
     test = study["test"] or {}
     if test.get("roc"):
         written["roc_csv"] = write_roc_csv(study, folder / "roc.csv")
+    if test.get("classes"):
+        written["classes_csv"] = write_classes_csv(study, folder / "classes.csv")
     if test.get("calibration"):
         written["reliability_csv"] = write_reliability_csv(study, folder / "reliability.csv")
     if study["audit"] is not None:
@@ -78,6 +81,9 @@ def _render_report(study: Mapping[str, Any], pictures: Mapping[str, CasePictures
         "report.html",
         study=study,
         verdict=wording.verdict(study),
+        auc=wording.auc_name(study),
+        auc_title=_title(wording.auc_name(study)),
+        several=wording.several_classes(study),
         same=wording.nothing_pruned(study),
         unpruned=min(study["curve"], key=lambda point: point["round"]),
         picked=next(point for point in study["curve"] if point["round"] == study["chosen"]["round"]),
@@ -87,6 +93,9 @@ def _render_report(study: Mapping[str, Any], pictures: Mapping[str, CasePictures
         curve=picture_pair(lambda small: curve_figure(study, narrow=small), "curve"),
         ranks=picture_pair(lambda small: ranks_figure(study, narrow=small), "ranks") if has_ranks else None,
         roc=picture_pair(lambda small: roc_figure(study, narrow=small), "roc") if test.get("roc") else None,
+        classes=picture_pair(lambda small: classes_figure(study, narrow=small), "classes")
+        if any(one["difference"] is not None for one in test.get("classes") or ())
+        else None,
         roc_note="No test results" if study["test"] is None else "The study record holds no ROC curves",
         reliability=picture_pair(lambda small: reliability_figure(study, narrow=small), "reliability")
         if test.get("calibration")
@@ -94,6 +103,10 @@ def _render_report(study: Mapping[str, Any], pictures: Mapping[str, CasePictures
         groups=picture_pair(lambda small: subgroups_figure(study, narrow=small), "groups") if has_groups else None,
         pictures=_embed(audit, pictures),
     )
+
+
+def _title(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _embed(audit: Mapping[str, Any] | None, pictures: Mapping[str, CasePictures]) -> dict[str, dict[str, Any]]:

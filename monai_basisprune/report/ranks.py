@@ -48,6 +48,8 @@ def _named(layers: Sequence[Mapping[str, Any]], *, narrow: bool) -> Figure:
     for place, layer in enumerate(layers):
         known = layer["max_rank"] is not None
         text = f"{layer['rank']} of {layer['max_rank']}" if known else "skipped"
+        if layer.get("channels") is not None and layer["channels"] < layer["max_channels"]:
+            text += f"; channels: {layer['channels']} of {layer['max_channels']}"
         start = (layer["max_rank"] or 0) + 0.01 * widest
         axes.text(start, place, text, va="center", fontsize=8, color=INK if known else FAINT)
     axes.set_yticks(places, labels=[_ending(layer["name"] or "(network)", 22 if narrow else 44) for layer in layers])

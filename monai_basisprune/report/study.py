@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.files import write_atomically
+from monai_basisprune.reading import read_json
 from monai_basisprune.report.consistency import find_contradictions
 from monai_basisprune.report.records import check_record
 
@@ -66,7 +67,7 @@ def load_study(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: if the file cannot be read.
     """
     try:
-        study = json.loads(Path(path).read_text(encoding="utf-8"))
+        study = read_json(path)
     except ValueError as error:  # wrong JSON and wrong UTF-8 alike
         raise ConfigurationError(
             f"{Path(path).name} was asked for as a study record, but it is not JSON ({error}). "

@@ -1,8 +1,8 @@
-"""The change of the AUC in each group of patients, as a figure."""
+"""The change of the AUC in each group of patients, or of each class, as a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.report.style import FAINT, INK, PALETTE, new_figure, style_axes, style_legend
 from monai_basisprune.report.wording import confidence_words, shorten
 
-__all__ = ["subgroups_figure"]
+__all__ = ["classes_figure", "subgroups_figure"]
 
 
 def subgroups_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
@@ -32,17 +32,41 @@ def subgroups_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figur
             "A picture of the groups of patients was asked for, but the study record holds no group in which the "
             "networks could be compared."
         )
-    rows = [(f"{group['attribute']}: {group['value']}", group["difference"], PALETTE[0], "o") for group in groups]
+    rows = [(f"{group['attribute']}: {group['value']}", group["difference"]) for group in groups]
+    return _changes_figure(study, rows, "all test cases", narrow)
+
+
+def classes_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figure:
+    """Return the change of the AUC of each class against the rest with its interval, and that of their mean.
+
+    Args:
+        study: the study record.
+        narrow: whether the figure is for a telephone.
+
+    Raises:
+        ConfigurationError: if no class has an AUC.
+    """
+    classes = [one for one in (study["test"] or {}).get("classes") or () if one["difference"] is not None]
+    if not classes:
+        raise ConfigurationError("A picture of the classes was asked for, but the study record holds no AUC of one.")
+    return _changes_figure(study, [(one["name"], one["difference"]) for one in classes], "mean of all", narrow)
+
+
+def _changes_figure(
+    study: Mapping[str, Any], parts: Sequence[tuple[str, Mapping[str, Any]]], total: str, narrow: bool
+) -> Figure:
+    rows = [(name, record, PALETTE[0], "o") for name, record in parts]
     whole = study["test"]["difference"]
     if whole is not None and whole["low"] is not None:
-        rows.insert(0, ("all test cases", whole, INK, "D"))
+        rows.insert(0, (total, whole, INK, "D"))
     figure = new_figure(3.7 if narrow else 8.2, 1.5 + 0.3 * len(rows))
     axes: Axes = figure.subplots()
     style_axes(axes)
     for place, (_, record, color, marker) in enumerate(rows):
-        axes.hlines(place, record["low"], record["high"], color=color, linewidth=1.8)
+        if record["low"] is not None:
+            axes.hlines(place, record["low"], record["high"], color=color, linewidth=1.8)
         axes.plot([record["difference"]], [place], marker=marker, color=color, markersize=6, linestyle="none")
-    margin = groups[0]["difference"]["margin"]
+    margin = parts[0][1]["margin"]
     axes.axvline(0, color=FAINT, linewidth=1)
     axes.axvline(-margin, color=INK, linewidth=1.2, linestyle=":", label=f"margin: a loss of {margin:g}")
     axes.set_yticks(range(len(rows)), labels=[shorten(name, 20 if narrow else 46) for name, *_ in rows])
@@ -51,7 +75,7 @@ def subgroups_figure(study: Mapping[str, Any], *, narrow: bool = False) -> Figur
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 9))
-    interval = confidence_words(groups[0]["difference"])
+    interval = confidence_words(parts[0][1])
     axes.set_xlabel(f"change of the AUC ({interval})" if narrow else f"change of the AUC by pruning ({interval})")
     style_legend(figure, axes, columns=1)
     return figure

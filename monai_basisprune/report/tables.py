@@ -15,10 +15,12 @@ from monai_basisprune.files import write_atomically
 from monai_basisprune.report.study import validate_study
 from monai_basisprune.report.wording import (
     MINUS,
+    auc_name,
     auc_words,
     confidence_words,
     count,
     difference_words,
+    estimate_words,
     nothing_pruned,
     percent,
     sentence,
@@ -26,9 +28,11 @@ from monai_basisprune.report.wording import (
 )
 
 __all__ = [
+    "CLASS_COLUMNS",
     "CURVE_COLUMNS",
     "SUBGROUP_COLUMNS",
     "format_summary",
+    "write_classes_csv",
     "write_csv",
     "write_curve_csv",
     "write_reliability_csv",
@@ -45,6 +49,13 @@ CURVE_COLUMNS = (
 )  # fmt: skip
 SUBGROUP_COLUMNS = (
     "attribute", "value", "cases", "positive_cases", "patients",
+    "original_auc", "original_low", "original_high", "pruned_auc", "pruned_low", "pruned_high",
+    "difference", "difference_low", "difference_high", "difference_margin", "non_inferior", "difference_method",
+    "adjusted_p_value", "reason",
+)  # fmt: skip
+
+CLASS_COLUMNS = (
+    "class", "cases", "positive_cases",
     "original_auc", "original_low", "original_high", "pruned_auc", "pruned_low", "pruned_high",
     "difference", "difference_low", "difference_high", "difference_margin", "non_inferior", "difference_method",
     "adjusted_p_value", "reason",
@@ -143,12 +154,29 @@ def write_subgroups_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) 
         raise ConfigurationError("A table of groups was asked for, but the study record holds no audit.")
     rows = []
     for group in study["audit"]["subgroups"]:
-        row = {key: group[key] for key in (*SUBGROUP_COLUMNS[:5], "adjusted_p_value", "reason")}
-        for name in ("original", "pruned"):
-            row |= {f"{name}_{key}": (group[name] or {}).get(key) for key in ("auc", "low", "high")}
-        row |= _difference_cells(group["difference"])
-        rows.append(row)
+        row = {key: group[key] for key in SUBGROUP_COLUMNS[:5]}
+        rows.append(row | _comparison_cells(group))
     return write_csv(path, SUBGROUP_COLUMNS, rows)
+
+
+def write_classes_csv(study: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the AUCs of both networks for each class against the rest as CSV, empty where not computable.
+
+    Args:
+        study: the study record.
+        path: the file to write.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigurationError: if the record is not valid or holds no AUCs of classes.
+    """
+    rows = [
+        {"class": one["name"], "cases": one["cases"], "positive_cases": one["positive_cases"]} | _comparison_cells(one)
+        for one in _of_test(study, "classes")
+    ]
+    return write_csv(path, CLASS_COLUMNS, rows)
 
 
 def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -165,6 +193,13 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
     for row in rows:
         writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
     return write_atomically(path, stream.getvalue())
+
+
+def _comparison_cells(record: Mapping[str, Any]) -> dict[str, Any]:
+    cells = {key: record[key] for key in ("adjusted_p_value", "reason")}
+    for name in ("original", "pruned"):
+        cells |= {f"{name}_{key}": (record[name] or {}).get(key) for key in ("auc", "low", "high")}
+    return cells | _difference_cells(record["difference"])
 
 
 def _difference_cells(record: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -216,10 +251,13 @@ def _summary_lines(study: Mapping[str, Any]) -> Iterator[str]:
         (network["name"], "before", "after"),
         ("parameters", count(network["parameters"]), _after(chosen, "parameters", "parameter_reduction")),
         ("MACs for one input", count(network["macs"]), _after(chosen, "macs", "mac_reduction")),
-        ("AUC, validation", auc_words(unpruned["auc"]), auc_words(pruned["auc"])),
+        (f"{auc_name(study)}, validation", auc_words(unpruned["auc"]), auc_words(pruned["auc"])),
     ]
     if test is not None:
-        rows.append(("AUC, test", auc_words(test["original"]), auc_words(test["pruned"])))
+        rows.append((f"{auc_name(study)}, test", auc_words(test["original"]), auc_words(test["pruned"])))
+        if test.get("accuracy"):
+            before, after = (estimate_words(test["accuracy"][name]) for name in ("original", "pruned"))
+            rows.append(("accuracy, test", before, after))
     narrow = all(len(before) <= 30 and len(after) <= 34 for _, before, after in rows)
     for name, before, after in rows:
         if narrow:

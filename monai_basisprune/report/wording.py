@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "Verdict",
+    "auc_name",
     "auc_words",
     "beside_margin",
     "confidence_words",
@@ -27,6 +28,7 @@ __all__ = [
     "reduction_words",
     "sentence",
     "setting_words",
+    "several_classes",
     "shorten",
     "signed",
     "size_words",
@@ -102,6 +104,17 @@ def confidence_words(record: Mapping[str, Any] | None) -> str:
     """Return ``"95 % interval"``, or ``"interval"`` where the record does not say at which confidence."""
     level = None if record is None else record.get("confidence")
     return "interval" if level is None else f"{100 * level:g}{_SPACE}% interval"
+
+
+def auc_name(study: Mapping[str, Any]) -> str:
+    """Return ``"AUC"``, or ``"mean AUC"`` where it is the mean over several classes or findings."""
+    return "mean AUC" if several_classes(study) else "AUC"
+
+
+def several_classes(study: Mapping[str, Any]) -> bool:
+    """Tell whether a study is of more than two classes, or of findings that can occur together."""
+    data = study["data"]
+    return len(data["class_names"]) > 2 or data.get("label_kind") == "multi"
 
 
 def auc_words(record: Mapping[str, Any]) -> str:
@@ -224,7 +237,7 @@ def verdict(study: Mapping[str, Any]) -> Verdict:
     if test["original"]["auc"] is None or test["pruned"]["auc"] is None:
         measured = f"AUC on the test set, before pruning: {before}; after pruning: {after}."
     else:
-        measured = f"On the test set the AUC was {before} before pruning and {after} after it."
+        measured = f"On the test set the {auc_name(study)} was {before} before pruning and {after} after it."
     difference = test["difference"]
     if difference is None or difference["low"] is None:
         reason = "the two networks were not compared" if difference is None else difference["method"]
@@ -236,7 +249,7 @@ def verdict(study: Mapping[str, Any]) -> Verdict:
     digits = _digits(difference["low"], difference["margin"])
     margin = f"{difference['margin']:g}"
     interval = confidence_words(difference)
-    change = f"The AUC changed by {difference_words(difference)}; the brackets hold the {interval}."
+    change = f"The {auc_name(study)} changed by {difference_words(difference)}; the brackets hold the {interval}."
     low, high = signed(difference["low"], digits), signed(difference["high"], digits)
     if difference["non_inferior"]:
         found = f"The {interval} of the change reaches down to {low} only, so a loss of more than {margin} is excluded."

@@ -61,13 +61,14 @@ class ActivationMaps:
         first, second = (GradCAM(network, target_layers=layer, postprocessing=_unchanged) for network in copies)
         return cls(first, second, layer, place, positive)
 
-    def draw(self, image: torch.Tensor) -> CasePictures:
+    def draw(self, image: torch.Tensor, output: int | None = None) -> CasePictures:
         """Return the image and both maps; of a volume, the slice along the last axis with the largest activation.
 
-        Each map is the weight of evidence for the positive class, divided by its own largest value.
+        Each map is the weight of evidence for one class, divided by its own largest value.
 
         Args:
             image: one image, channels first, without the batch.
+            output: index of the output of that class; None for the positive class, which is the last one.
 
         Raises:
             BasisPruneError: if the image is neither flat nor a volume, or a map is not finite.
@@ -77,7 +78,8 @@ class ActivationMaps:
                 f"a picture was asked for of an image with {image.ndim - 1} dimensions; 2 or 3 are drawn"
             )
         batch = torch.as_tensor(image).detach().unsqueeze(0).to(self.device)
-        maps = [self._map(cam, batch) for cam in (self.original, self.pruned)]
+        place = self.positive if output is None else output
+        maps = [self._map(cam, batch, place) for cam in (self.original, self.pruned)]
         shown = batch[0, 0].cpu().double()
         slice_index = None
         if image.ndim == 4:
@@ -88,9 +90,9 @@ class ActivationMaps:
         flat, before, after = (_resize(one).numpy() for one in (shown, *maps))
         return CasePictures(image=flat, original=before, pruned=after, slice_index=slice_index)
 
-    def _map(self, cam: GradCAM, batch: torch.Tensor) -> torch.Tensor:
+    def _map(self, cam: GradCAM, batch: torch.Tensor, output: int) -> torch.Tensor:
         # the gradient must reach the layer although all weights below it may be frozen
-        found = cam(x=batch.clone().requires_grad_(True), class_idx=self.positive)
+        found = cam(x=batch.clone().requires_grad_(True), class_idx=output)
         heat = torch.as_tensor(found).detach()[0, 0].cpu().double()
         if not bool(heat.isfinite().all()):
             raise BasisPruneError("the map holds NaN or infinite values")

@@ -25,6 +25,10 @@ _MINIMUM_PATIENTS = 5
 _ROUNDING = 1e-4  # a recomposed network differs that little from the same one decomposed
 # What Grad-CAM raises on a network that it does not understand; an audit without pictures is still an audit.
 _FAILURES = (BasisPruneError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+_NO_GROUPS = (
+    "Groups of patients are compared for two classes only; of several classes, the table of the classes shows whether "
+    "one of them lost."
+)
 _SEXES = {"F": "female", "M": "male", "O": "other"}
 
 
@@ -74,6 +78,10 @@ def audit_networks(
     """
     check_audit_cases(audit_cases)
     attributes = _attributes(before.case_ids, items)
+    changed, pictures = _changed_cases(before, after, unpruned, pruned, data, audit_cases, device)
+    if before.several:
+        remarks = [_NO_GROUPS, *_of_cases(audit_cases, changed)]
+        return {"subgroups": [], "changed_cases": changed, "remarks": remarks}, pictures
     groups = compare_subgroups(
         before.labels,
         before.scores,
@@ -83,7 +91,6 @@ def audit_networks(
         margin,
         minimum_patients=_MINIMUM_PATIENTS,
     )
-    changed, pictures = _changed_cases(before, after, unpruned, pruned, data, audit_cases, device)
     tested = sum(group.adjusted_p_value is not None for group in groups)
     remarks = [
         "A small group cannot show safety: a wide interval is compatible with a loss, and a p-value that is not small "
@@ -96,12 +103,15 @@ def audit_networks(
         "others'), or not shown, so that nobody can be recognized.",
         f"Age bands in years: {', '.join(name for _, name in AGE_BANDS)}.",
     ]
-    if audit_cases == 0:
-        remarks.append("audit_cases is 0, so no case is listed and no image of a patient is shown.")
-    elif not changed:
-        remarks.append("The prediction of no test case changed.")
+    remarks += _of_cases(audit_cases, changed)
     record = {"subgroups": [group.to_dict() for group in groups], "changed_cases": changed, "remarks": remarks}
     return record, pictures
+
+
+def _of_cases(audit_cases: int, changed: Sequence[Mapping[str, Any]]) -> list[str]:
+    if audit_cases == 0:
+        return ["audit_cases is 0, so no case is listed and no image of a patient is shown."]
+    return [] if changed else ["The prediction of no test case changed."]
 
 
 def describe_probabilities(before: Predictions, after: Predictions) -> dict[str, Any]:
@@ -130,6 +140,21 @@ def _probabilities(predictions: Predictions) -> list[float]:
     return torch.sigmoid(torch.tensor(predictions.scores, dtype=torch.float64)).tolist()
 
 
+def _shown_chances(before: Predictions, after: Predictions) -> list[tuple[int, float, float]]:
+    """Return for each case the class whose probability is shown, and both probabilities.
+
+    Of two classes it is the last one, of several that of the case, of findings the one that changed most.
+    """
+    first, second = (torch.tensor(_probabilities(one), dtype=torch.float64) for one in (before, after))
+    if not before.several:
+        pairs = zip(before.labels, first.tolist(), second.tolist(), strict=True)
+        return [(int(label), old, new) for label, old, new in pairs]
+    labels = torch.tensor(before.labels)
+    place = (second - first).abs().argmax(dim=1) if labels.ndim == 2 else labels
+    rows = torch.arange(len(place))
+    return list(zip(place.tolist(), first[rows, place].tolist(), second[rows, place].tolist(), strict=True))
+
+
 def _attributes(case_ids: Sequence[str], items: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
     by_case = {item["case_id"]: item for item in items}
     missing = [case for case in case_ids if case not in by_case]
@@ -156,9 +181,9 @@ def _changed_cases(
     audit_cases: int,
     device: torch.device | str,
 ) -> tuple[list[dict[str, Any]], dict[str, CasePictures]]:
-    chances = list(zip(_probabilities(before), _probabilities(after), strict=True))
-    order = sorted(range(len(chances)), key=lambda i: (-abs(chances[i][1] - chances[i][0]), before.case_ids[i]))
-    picked = [index for index in order[:audit_cases] if abs(chances[index][1] - chances[index][0]) > _ROUNDING]
+    chances = _shown_chances(before, after)
+    order = sorted(range(len(chances)), key=lambda i: (-abs(chances[i][2] - chances[i][1]), before.case_ids[i]))
+    picked = [index for index in order[:audit_cases] if abs(chances[index][2] - chances[index][1]) > _ROUNDING]
     records, pictures = [], {}
     maps: ActivationMaps | None = None
     reason = None
@@ -171,15 +196,15 @@ def _changed_cases(
         case, own = before.case_ids[index], reason
         if maps is not None:
             try:
-                pictures[case] = maps.draw(data[index]["image"])
+                pictures[case] = maps.draw(data[index]["image"], chances[index][0] if before.several else None)
             except _FAILURES as error:
                 own = _because(error)
         records.append(
             {
                 "case_id": case,
-                "label": before.labels[index],
-                "original": chances[index][0],
-                "pruned": chances[index][1],
+                "label": chances[index][0],
+                "original": chances[index][1],
+                "pruned": chances[index][2],
                 "activation_layer": maps.layer if maps is not None and own is None else None,
                 "reason": own,
             }

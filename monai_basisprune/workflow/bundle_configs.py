@@ -15,11 +15,22 @@ from monai.bundle import ConfigParser
 from .._version import __version__
 from ..errors import ConfigurationError
 from ..plan import PruningPlan
+from ..reading import read_bytes, structure_problem
 
-__all__ = ["CONFIG_SUFFIXES", "config_files", "find_config", "next_metadata", "pruned_config", "write_config"]
+__all__ = [
+    "CONFIG_SUFFIXES",
+    "config_files",
+    "find_config",
+    "next_metadata",
+    "pruned_config",
+    "read_config_file",
+    "write_config",
+]
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 """The formats of a bundle's configurations."""
+
+_MOST_BYTES, _MOST_VALUES = 16 << 20, 10**6  # far more than any configuration, with the plan of a pruned network
 
 _UNPRUNED = "unpruned_network_def"
 _IMPORT = "$import monai_basisprune"
@@ -36,7 +47,7 @@ def config_files(bundle: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((bundle / "configs").iterdir()):
         if path.suffix in CONFIG_SUFFIXES and path.stem != "metadata":
-            found[path.name] = _read(path)
+            found[path.name] = read_config_file(path)
     return found
 
 
@@ -46,14 +57,23 @@ def find_config(bundle: Path, *names: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read one configuration as it stands, without what it refers to.
+
+    Raises:
+        ConfigurationError: if it cannot be read, is too large, or holds no dictionary.
+    """
     try:
+        read_bytes(path, _MOST_BYTES)
         content = ConfigParser.load_config_file(path)
     except Exception as error:  # the readers of both formats raise many types
         reason = str(error).strip().splitlines()[:1]
         raise ConfigurationError(f"configs/{path.name} of the bundle cannot be read: {reason}.") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"configs/{path.name} of the bundle holds no dictionary of components.")
+    problem = structure_problem(content, _MOST_VALUES)
+    if problem is not None:
+        raise ConfigurationError(f"configs/{path.name} of the bundle cannot be used: {problem}.")
     return content
 
 
@@ -151,7 +171,7 @@ def next_metadata(metadata: Mapping[str, Any], change: str, metrics: Mapping[str
                 f"{key} in configs/metadata.json must be a dictionary, got {type(metadata[key]).__name__}."
             )
     old = str(metadata.get("version"))
-    numbers = re.match(r"(\d+)\.(\d+)", old)
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})", old)
     if numbers is None:
         raise ConfigurationError(
             f"The version in configs/metadata.json must start with two numbers, such as 0.1.0, got {old[:40]!r}."

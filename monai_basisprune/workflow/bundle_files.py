@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..reading import read_json
 
 __all__ = ["check_output", "copy_bundle", "not_carried", "read_metadata", "shown_names"]
 
@@ -82,7 +82,7 @@ def read_metadata(bundle: str | os.PathLike[str]) -> dict[str, Any]:
         ConfigurationError: if there is none, or it cannot be read.
     """
     try:
-        metadata = json.loads((Path(bundle) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        metadata = read_json(Path(bundle) / "configs" / "metadata.json")
     except FileNotFoundError as error:
         raise ConfigurationError(
             "There is no configs/metadata.json: name the folder of a MONAI bundle, which holds configs and models."

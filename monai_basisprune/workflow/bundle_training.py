@@ -20,8 +20,10 @@ from torch import nn
 
 from ..data.identifiers import known
 from ..errors import BasisPruneError, ConfigurationError, PlanMismatchError, shortened_list
+from ..failures import explain_failure
 from ..handlers import Predictions, PredictionsHandler
-from .bundle_configs import find_config
+from ..reading import read_weights
+from .bundle_configs import find_config, read_config_file
 from .pretrained import _state_dict
 
 __all__ = [
@@ -57,6 +59,8 @@ def shown_problems(what: str) -> Iterator[None]:
             if isinstance(link, BasisPruneError):
                 raise link from None
             root, link = link, link.__cause__ or link.__context__
+        if (failure := explain_failure(error)) is not None:
+            raise ConfigurationError(f"{what}: {failure}") from None
         first = (str(root).strip().splitlines() or [""])[0][:2000]
         reason = known.redacted(_PATHS.sub("<path>", first))[:300]
         # not "from error": its text can name patients
@@ -95,7 +99,10 @@ def read_training(root: Path, overrides: Mapping[str, Any], overlay: str | None 
         )
     parser = ConfigParser()
     over = find_config(root, overlay) if overlay else None
-    parser.read_config([str(path), str(over)] if over else str(path))
+    with shown_problems(f"configs/{path.name} of the bundle cannot be read"):
+        for file in filter(None, (path, over)):
+            read_config_file(file)  # says what is wrong with one of them by itself
+        parser.read_config([str(path), str(over)] if over else str(path))
     problems = []
     for key, value in overrides.items():
         if key == "bundle_root" or key not in parser:
@@ -127,12 +134,9 @@ def bundle_network(parser: ConfigParser, weights: Path) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ConfigurationError(f"The bundle's network_def makes {type(network).__name__}, not a network.")
     try:
-        content = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many types for a damaged file
-        raise ConfigurationError(
-            f"models/{weights.name} cannot be read as weights: it is damaged, or holds more than tensors "
-            f"({type(error).__name__})."
-        ) from error
+        content = read_weights(weights)
+    except ValueError as error:
+        raise ConfigurationError(f"models/{weights.name} cannot be read as weights: {error}.") from error
     state = {name.removeprefix("module."): tensor for name, tensor in _state_dict(content, weights.name).items()}
     own = network.state_dict()
     problems = [f"{name}: missing" for name in own if name not in state]

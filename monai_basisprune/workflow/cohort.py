@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from ..data import divide_datalist, load_split, prepare_datalist, write_datalist, write_synthetic_cohort
 from ..data.splits import check_folds
+from ..distributed import from_first_process, process_count
 from ..errors import ConfigurationError
 
-__all__ = ["PreparedCohort", "prepare_cohort", "working_folder"]
+__all__ = ["PreparedCohort", "prepare_cohort", "prepared_once", "working_folder"]
+
+
+_Arguments = ParamSpec("_Arguments")
+_Cohort = TypeVar("_Cohort", bound="PreparedCohort")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class PreparedCohort:
     datalist_file: Path
     datalist: dict[str, Any]
     synthetic: bool
+
+    @property
+    def patient_key(self) -> str | None:
+        """Key of the patient's id in a case; None where it is not known who the patients are."""
+        return "patient_id"
 
     def split(self, section: str) -> list[dict[str, Any]]:
         """Return one section as a list of dictionaries, ready for a MONAI data set.
@@ -62,6 +73,32 @@ class PreparedCohort:
         }
 
 
+def prepared_once(kind: type[_Cohort]) -> Callable[[Callable[_Arguments, _Cohort]], Callable[_Arguments, _Cohort]]:
+    """Let only the first of several processes prepare a cohort, and tell the others what it holds.
+
+    Args:
+        kind: the class of the cohort.
+    """
+
+    def decorate(prepare: Callable[_Arguments, _Cohort]) -> Callable[_Arguments, _Cohort]:
+        @functools.wraps(prepare)
+        def prepared(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Cohort:
+            if process_count() == 1:
+                return prepare(*args, **kwargs)
+
+            def tell() -> list[Any]:
+                cohort = prepare(*args, **kwargs)
+                return [str(cohort.dataset_dir), str(cohort.datalist_file), cohort.datalist, cohort.synthetic]
+
+            folder, datalist_file, datalist, synthetic = from_first_process(tell)
+            return kind(Path(folder), Path(datalist_file), datalist, synthetic)
+
+        return prepared
+
+    return decorate
+
+
+@prepared_once(PreparedCohort)
 def prepare_cohort(
     dataset_dir: str | Path | None,
     output_dir: str | os.PathLike[str],

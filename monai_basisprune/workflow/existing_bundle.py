@@ -14,12 +14,14 @@ from monai.handlers import ValidationHandler
 from monai.utils import set_determinism
 from torch import nn
 
+from ..channel_importance import ChannelTaylorImportance
 from ..curve import CurvePoint, PruningCurve, check_selection
 from ..decomposition import decompose, layer_status
 from ..errors import BasisPruneError, CohortError, ConfigurationError
 from ..evidence import auc_interval, compare_auc
 from ..export import export_network
 from ..handlers import (
+    FailureHandler,
     Predictions,
     ProgressHandler,
     PrunedNetworkSaver,
@@ -68,6 +70,7 @@ def prune_bundle(
     selection: str = "point",
     patient_key: str | None = None,
     seed: int = 0,
+    channels: bool = False,
 ) -> PrunedBundle:
     """Prune the network of a classification bundle in rounds, and write a new bundle with the one that is chosen.
 
@@ -88,6 +91,8 @@ def prune_bundle(
         selection: ``"point"`` or ``"interval"``; see :meth:`~monai_basisprune.curve.PruningCurve.smallest`.
         patient_key: key of the patient's id in a batch; without it every image counts as a patient of its own.
         seed: the seed.
+        channels: whether channels compete with the bases, jointly under each target (double pruning); ``budget`` is
+            then ``"parameters"`` or ``"macs"``.
 
     Returns:
         what was written.
@@ -109,7 +114,7 @@ def prune_bundle(
         try:
             run = _Run(root, dict(overrides or {}), patient_key, seed)
             curve, pruning, saver = run.prune(
-                Path(folder) / "networks", targets, budget, transfer_epochs, epochs_per_round, margin
+                Path(folder) / "networks", targets, budget, transfer_epochs, epochs_per_round, margin, channels
             )
             chosen, reason = curve.smallest(margin, selection)
             if chosen.difference is None:
@@ -117,15 +122,13 @@ def prune_bundle(
                     f"{reason} No bundle was written. Ask for less (--targets), allow a larger --margin, or train "
                     f"longer (--epochs_per_round)."
                 )
-            network = load_pruned(run.original, saver.path(chosen.bases))
+            network = load_pruned(run.original, saver.path(chosen.structure))
             evidence = run.evidence(network, chosen, reason, margin)
         finally:
             set_determinism(None)
         record = {
             "settings": {
-                "budget": budget,
-                "targets": list(targets),
-                "importance": type(pruning.importance).__name__,
+                **pruning.describe(),
                 "transfer_epochs": transfer_epochs,
                 "epochs_per_round": epochs_per_round,
                 "margin": margin,
@@ -179,6 +182,7 @@ class _Run:
         transfer_epochs: int,
         epochs_per_round: int,
         margin: float,
+        channels: bool,
     ) -> tuple[PruningCurve, PruningHandler, PrunedNetworkSaver]:
         """Train and prune; returns the curve and the handlers that made it."""
         epochs = transfer_epochs + len(targets) * epochs_per_round
@@ -195,9 +199,11 @@ class _Run:
         export_network(self.network, folder.parent / "rehearsal.ts", self.input_shape)
         self._look_for_test_cases(trainer, evaluator, margin)
         importance = TaylorImportance(self.network)
+        of_channels = ChannelTaylorImportance(self.network, self.input_shape) if channels else None
         budgets = make_budgets(budget, targets, self.input_shape)
         pruning = PruningHandler(
-            self.network, importance, budgets, trainer.optimizer, transfer_epochs, epochs_per_round
+            *(self.network, importance, budgets, trainer.optimizer, transfer_epochs, epochs_per_round),
+            channel_importance=of_channels,
         )
         curve = PruningCurveHandler(
             self.network, self.input_shape, margin, patient_key=self.patient_key, trainer=trainer, reference=own
@@ -205,7 +211,8 @@ class _Run:
         saver = PrunedNetworkSaver(self.network, folder)
         curve.attach(evaluator)
         for handler in (
-            TaylorImportanceHandler(importance),
+            FailureHandler(folder, self.network),
+            TaylorImportanceHandler(importance, of_channels),
             ValidationHandler(interval=1, validator=evaluator, epoch_level=True),
             ProgressHandler(curve, "Training and pruning"),
             saver,

@@ -1,11 +1,9 @@
-"""The use of a pruned network: what it predicts for a folder of images, and how well on the test cases."""
+"""The use of a pruned network inside a bundle: the cases of an evaluation, its figures, and MONAI's engine."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,68 +11,19 @@ from typing import Any
 
 import torch
 from monai.data import DataLoader, Dataset
-from monai.data.torchscript_utils import METADATA_FILENAME
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from ..data import load_split
-from ..data.preflight import check_on_problem, cross_check, inspect_files, list_files
+from ..data.preflight import inspect_files
 from ..errors import CohortError, ConfigurationError
 from ..evidence import auc_interval
-from ..files import archive_problem, write_atomically
+from ..files import write_atomically
 from ..handlers import Predictions, PredictionsHandler
 from ..report import load_study
 from .cohort import synthetic_folder
 
-__all__ = [
-    "DEPLOYMENT_KEYS",
-    "evaluation_cases",
-    "list_radiographs",
-    "load_deployed",
-    "predict",
-    "read_deployment",
-    "write_evaluation",
-    "write_predictions",
-]
-
-DEPLOYMENT_KEYS = ("image_size", "image_channels", "intensity_mean", "intensity_std", "class_names")
-"""What a deployed network carries about its images and classes."""
-
-
-def load_deployed(output_dir: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
-    """Load the recomposed plain network that a pruning run left: TorchScript, which needs nothing of this package.
-
-    Args:
-        output_dir: folder of the results.
-        device: where to load it.
-
-    Raises:
-        ConfigurationError: if there is none, or it cannot be read.
-    """
-    return _load(output_dir, torch.device(device))[0].eval()
-
-
-def read_deployment(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read how the images of the deployed network are prepared, and the names of its classes.
-
-    The file of the network carries them, so that it is never used with images that were prepared otherwise.
-
-    Args:
-        output_dir: folder of the results.
-
-    Returns:
-        ``image_size``, ``image_channels``, ``intensity_mean``, ``intensity_std`` and ``class_names``.
-
-    Raises:
-        ConfigurationError: if there is no deployed network, or it does not carry them.
-    """
-    metadata = _load(output_dir, torch.device("cpu"))[1]
-    missing = [key for key in DEPLOYMENT_KEYS if key not in metadata]
-    if missing:
-        raise ConfigurationError(
-            f"model.ts in output_dir does not carry {missing}: it was not written by this package."
-        )
-    return {key: metadata[key] for key in DEPLOYMENT_KEYS}
+__all__ = ["evaluation_cases", "predict", "write_evaluation"]
 
 
 def evaluation_cases(
@@ -107,11 +56,11 @@ def evaluation_cases(
     return cases
 
 
-def _require(output: Path, name: str, what: str | None = None) -> Path:
+def _require(output: Path, name: str) -> Path:
     path = output / name
     if not path.is_file():
         raise ConfigurationError(
-            f"There is no {what or name} in output_dir: run `python -m monai.bundle run prune` first, or pass "
+            f"There is no {name} in output_dir: run `python -m monai.bundle run prune` first, or pass "
             f"--output_dir with the folder that it wrote."
         )
     return path
@@ -131,59 +80,6 @@ def _check_images(items: Sequence[Mapping[str, Any]], root: Path) -> None:
             "made with.",
             other,
         )
-
-
-def _load(output_dir: str | os.PathLike[str], device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    path = _require(Path(output_dir), "model.ts", "pruned network (model.ts)")
-    carried = {METADATA_FILENAME: ""}
-    try:
-        problem = archive_problem(path)
-        if problem is not None:
-            raise RuntimeError(problem)
-        network: nn.Module = torch.jit.load(str(path), map_location=device, _extra_files=carried)
-        metadata = json.loads(carried[METADATA_FILENAME] or "{}")
-    except (RuntimeError, ValueError) as error:
-        raise ConfigurationError(f"model.ts in output_dir cannot be read, it is damaged: {error}") from error
-    return network, metadata
-
-
-def list_radiographs(
-    dataset_dir: str | os.PathLike[str] | None, on_problem: str = "raise", progress: bool = True
-) -> list[dict[str, str]]:
-    """Read every DICOM file of a folder and list the radiographs, without labels.
-
-    Args:
-        dataset_dir: the folder.
-        on_problem: ``"raise"``, or ``"skip"`` to leave out files that cannot be used, with a warning.
-        progress: whether to show a progress bar.
-
-    Returns:
-        dictionaries with ``image`` (the path) and ``case_id`` (the SOPInstanceUID).
-
-    Raises:
-        CohortError: if a file cannot be used, all of them listed, or if there is none.
-    """
-    check_on_problem(on_problem)
-    if dataset_dir is None or not Path(dataset_dir).is_dir():
-        raise CohortError("dataset_dir is not a folder; pass --dataset_dir with the folder that holds DICOM files.")
-    root = Path(dataset_dir)
-    paths, left_out = list_files(root)
-    records = inspect_files(root, paths, progress)
-    found = cross_check(records)
-    problems = [str(problem) for problem in found]
-    bad = {position for problem in found for position in problem.positions}
-    usable = [record for record in records if record.position not in bad]
-    if problems and on_problem == "raise":
-        raise CohortError(
-            f"{len(records) - len(usable)} of {len(records)} files cannot be used; repair or remove them, or pass "
-            f"--on_problem skip to predict the others.",
-            problems,
-        )
-    if not usable:
-        raise CohortError(f"dataset_dir holds no radiograph that can be read ({left_out} other files).", problems)
-    if problems:
-        warnings.warn("Left out:\n" + "\n".join(f"  - {line}" for line in problems), stacklevel=2)
-    return [{"image": str(root / record.path), "case_id": str(record.sop_instance_uid)} for record in usable]
 
 
 def predict(
@@ -210,45 +106,6 @@ def predict(
     return handler.predictions
 
 
-def write_predictions(predictions: Predictions, class_names: Sequence[str], path: str | os.PathLike[str]) -> Path:
-    """Write a table of probabilities: the case's id, then one column for each class.
-
-    Args:
-        predictions: the probabilities, after the softmax.
-        class_names: names of the classes.
-        path: the CSV file.
-
-    Raises:
-        CohortError: if there is no prediction, or one is no probability.
-    """
-    outputs = torch.tensor(predictions.outputs, dtype=torch.float64)
-    if not len(outputs) or len(outputs) != len(predictions.case_ids):
-        raise CohortError(f"There are {len(outputs)} predictions for {len(predictions.case_ids)} cases.")
-    if outputs.shape[1] != len(class_names):
-        raise CohortError(
-            f"The network gives {outputs.shape[1]} outputs, there are {len(class_names)} class names: "
-            f"{list(class_names)}."
-        )
-    sound = outputs.isfinite().all(dim=1) & ((outputs.sum(dim=1) - 1).abs() < 1e-3) & (outputs >= 0).all(dim=1)
-    if not bool(sound.all()):
-        broken = [case for case, good in zip(predictions.case_ids, sound.tolist(), strict=True) if not good]
-        raise CohortError(
-            "The network gave no probabilities for some cases; check the weights and the images.",
-            [f"SOPInstanceUID {case}" for case in broken],
-        )
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["SOPInstanceUID", *(f"probability_{name}" for name in class_names)])
-            for case, row in zip(predictions.case_ids, predictions.outputs, strict=True):
-                writer.writerow([case, *(f"{value:.6f}" for value in row)])
-
-    write_atomically(path, write)
-    print(f"{len(outputs)} predictions written to predictions_file.")
-    return Path(path)
-
-
 def write_evaluation(predictions: Predictions, path: str | os.PathLike[str], section: str = "test") -> dict[str, Any]:
     """Write the AUC of a network with its 95 % interval by patient, as JSON, and print it.
 
@@ -257,6 +114,8 @@ def write_evaluation(predictions: Predictions, path: str | os.PathLike[str], sec
         path: the JSON file.
         section: the name of the section that was evaluated.
     """
+    if skipped := [f"{c}: {p}" for c, p in zip(predictions.case_ids, predictions.problems, strict=False) if p]:
+        raise CohortError("No figure is computed while cases cannot be used; repair them.", skipped)
     result = auc_interval(predictions.labels, predictions.scores, predictions.patients or None)
     content = {"section": section, "auc": asdict(result)}
     text = json.dumps(content, indent=1, allow_nan=False)

@@ -10,15 +10,18 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from ..data import synthetic_source_images
 from ..errors import ConfigurationError, PlanMismatchError, shortened_list
+from ..reading import is_ordinary_tensor, read_weights
 from ..selection import linear_layers
 
-__all__ = ["load_pretrained", "pretrain_on_synthetic_task", "transfer_weights"]
+__all__ = ["load_pretrained", "pretrain_on_images", "pretrain_on_synthetic_task", "transfer_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +94,9 @@ def load_pretrained(
             f"{path.name!r} at the place that was given."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many types for a damaged file
-        raise ConfigurationError(f"The checkpoint {path.name!r} cannot be read: {error}") from error
+        content = read_weights(path)
+    except ValueError as error:
+        raise ConfigurationError(f"The checkpoint {path.name!r} cannot be read: {error}.") from error
     return transfer_weights(network, _state_dict(content, path.name), f"the checkpoint {path.name!r}")
 
 
@@ -102,7 +105,8 @@ def transfer_weights(network: nn.Module, state: Mapping[str, torch.Tensor], orig
 
     A first convolution for one channel takes the sum over the channels of the source, one for several channels takes
     its share of a single one, so that a gray image gives the same features. A last linear layer for another number of
-    classes keeps the values that it has in ``network``.
+    classes keeps the values that it has in ``network``, and so does one that the source lacks altogether, as MedicalNet
+    does.
 
     Args:
         network: the network of the task; it is left as it is.
@@ -119,6 +123,10 @@ def transfer_weights(network: nn.Module, state: Mapping[str, torch.Tensor], orig
     first = next((name for name, tensor in own.items() if tensor.ndim > 2), None)
     problems, loaded = [], {}
     for name, tensor in own.items():
+        if name in head and not head & source.keys():
+            loaded[name] = tensor
+            logger.info("%s is not among the weights and starts anew.", name)
+            continue
         if name not in source:
             problems.append(f"{name}: missing")
             continue
@@ -175,7 +183,33 @@ def pretrain_on_synthetic_task(
         ConfigurationError: if the network has no linear head.
     """
     simulated, classes = synthetic_source_images(cases, image_size=image_size, seed=seed)
+    return pretrain_on_images(network, simulated, classes, epochs, batch_size, device, seed, progress)
+
+
+def pretrain_on_images(
+    network: nn.Module,
+    simulated: npt.NDArray[np.float32],
+    classes: npt.NDArray[np.int64],
+    epochs: int = 5,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Pretrain a classifier on images of a source task; see :func:`pretrain_on_synthetic_task`.
+
+    Args:
+        network: the network; it is left as it is.
+        simulated: images or volumes of one channel, of shape (cases, 1, ...).
+        classes: their classes, of shape (cases,).
+        epochs: number of epochs.
+        batch_size: images in a batch.
+        device: where to train.
+        seed: seed of order and head.
+        progress: whether to show a progress bar.
+    """
     images, labels = torch.as_tensor(simulated), torch.as_tensor(classes)
+    cases = len(images)
     images = (images - images.mean()) / images.std()
     pretrained = copy.deepcopy(network).to(device)
     linear = linear_layers(pretrained)
@@ -187,7 +221,7 @@ def pretrain_on_synthetic_task(
         torch.manual_seed(seed)
         new_head = nn.Linear(head.in_features, int(labels.max()) + 1).to(device)
     setattr(pretrained.get_submodule(parent), name, new_head)
-    channels = next(p for p in pretrained.parameters() if p.ndim == 4).shape[1]
+    channels = next(p for p in pretrained.parameters() if p.ndim == images.ndim).shape[1]
     optimizer = torch.optim.AdamW(pretrained.parameters(), lr=1e-3, weight_decay=1e-2)
     steps = epochs * (cases // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
@@ -197,7 +231,7 @@ def pretrain_on_synthetic_task(
     correct = 0.0
     for _ in range(epochs):
         for batch in torch.randperm(cases, generator=generator).split(batch_size)[: cases // batch_size]:
-            x, y = images[batch].expand(-1, channels, -1, -1).to(device), labels[batch].to(device)
+            x, y = images[batch].expand(-1, channels, *images.shape[2:]).to(device), labels[batch].to(device)
             optimizer.zero_grad()
             outputs = pretrained(x)
             loss = nn.functional.cross_entropy(outputs, y)
@@ -226,9 +260,15 @@ def _state_dict(content: Any, name: str) -> Mapping[str, torch.Tensor]:
     if (
         not isinstance(content, Mapping)
         or not content
-        or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items())
+        or not all(isinstance(k, str) and k.isprintable() and isinstance(v, torch.Tensor) for k, v in content.items())
     ):
         raise ConfigurationError(
             f"The checkpoint {name!r} holds no state dict, neither alone nor under 'state_dict' or 'model'."
+        )
+    unusual = [key for key, tensor in content.items() if not is_ordinary_tensor(tensor)]
+    if unusual:
+        raise ConfigurationError(
+            f"The checkpoint {name!r} holds tensors that are sparse, quantized, nested, or larger than their values; "
+            f"save those of an ordinary network:\n{shortened_list(unusual)}"
         )
     return content

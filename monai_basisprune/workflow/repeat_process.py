@@ -22,8 +22,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from ..redaction import install_redaction
 from .cohort import PreparedCohort, working_folder
-from .redaction import install_redaction
 
 __all__ = ["RepeatTask", "available_cores", "failure_reason", "run_repeat", "run_tasks"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,14 +10,16 @@ from typing import Any
 
 import torch
 
-from ..errors import BasisPruneError
+from ..errors import BasisPruneError, ConfigurationError, PlanMismatchError
 from ..evidence import auc_interval, chosen_spread, compare_auc, curve_band, layer_overlap
 from ..persistence import plan_path
 from ..plan import PruningPlan
+from ..reading import read_json, read_weights
 from ..report import load_study
 from ..report.wording import nothing_pruned
+from .pretrained import _state_dict as state_dict_of
 
-__all__ = ["forget", "gather", "is_complete"]
+__all__ = ["forget", "gather", "is_complete", "read_predictions"]
 
 _BASIS = ".basis.weight"
 _TOLERANCE = 1e-3
@@ -29,10 +30,10 @@ def is_complete(folder: Path) -> bool:
     """Tell whether a repeat came to its end: its study is there and valid, and so is what is pooled over folds."""
     try:
         load_study(folder / "study.json")
-        predictions = json.loads(_predictions(folder).read_text(encoding="utf-8"))
-    except (BasisPruneError, OSError, ValueError):
+        read_predictions(folder)
+    except (BasisPruneError, OSError):
         return False
-    return isinstance(predictions, dict) and set(_POOLED) <= set(predictions)
+    return True
 
 
 def forget(folder: Path) -> None:
@@ -150,8 +151,8 @@ def _overlap(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Compare the kept bases at the target nearest to the median choice, or those of the chosen networks."""
     max_ranks = {layer["name"]: layer["max_rank"] for layer in studies[0]["layers"] if layer["rank"] is not None}
-    bases = [{_target(p): p["bases"] for p in study["curve"] if p["target"]} for study in studies]
-    common = set(bases[0]).intersection(*bases[1:])
+    structures = [{_target(p): p.get("structure") for p in study["curve"] if p["target"]} for study in studies]
+    common = set(structures[0]).intersection(*structures[1:])
     if common:
         by_target = [
             {_target(p): p["parameter_reduction"] for p in study["curve"] if p["target"] and _target(p) in common}
@@ -159,7 +160,7 @@ def _overlap(
         ]
         reached = {target: statistics.median(points[target] for points in by_target) for target in common}
         target = min(common, key=lambda candidate: (abs(reached[candidate] - median), candidate))
-        plans = [plan_path(_network_file(folder, of[target])) for folder, of in zip(folders, bases, strict=True)]
+        plans = [plan_path(_network_file(folder, of[target])) for folder, of in zip(folders, structures, strict=True)]
         where = f"at the target of {100 * target:g} %, the common one that is nearest to the median choice"
     else:
         plans = [folder / "model.plan.json" for folder in folders]
@@ -191,7 +192,10 @@ def _not_comparable(
     found = {}
     first: dict[str, torch.Tensor] = {}
     for folder, study in zip(folders, studies, strict=True):
-        state = torch.load(_network_file(folder, study["curve"][0]["bases"]), map_location="cpu", weights_only=True)
+        try:
+            state = state_dict_of(read_weights(_network_file(folder, study["curve"][0].get("structure"))), folder.name)
+        except ValueError as error:
+            raise PlanMismatchError(f"The unpruned network of {folder.name} cannot be read: {error}.") from error
         own = {
             layer: state[f"{layer}{_BASIS}".lstrip(".")]
             for layer in max_ranks
@@ -206,7 +210,7 @@ def _not_comparable(
 
 def _same_bases(first: torch.Tensor, second: torch.Tensor) -> bool:
     # the sign of a basis and that of its scaling vector may change together
-    if first.shape != second.shape:
+    if first.shape != second.shape or first.ndim < 2:
         return False
     a, b = (tensor.float().flatten(1) for tensor in (first, second))
     norms = a.norm(dim=1) * b.norm(dim=1)
@@ -217,8 +221,30 @@ def _predictions(folder: Path) -> Path:
     return folder / "work" / "test_predictions.json"
 
 
-def _network_file(folder: Path, bases: int) -> Path:
-    return folder / "work" / "networks" / f"bases_{bases:06d}.pt"
+def read_predictions(folder: Path) -> dict[str, list[Any]]:
+    """Return the labels, both scores and the patients of the test cases of a repeat, one of each for each case."""
+    try:
+        content = read_json(_predictions(folder))
+    except ValueError as error:
+        raise ConfigurationError(f"test_predictions.json of {folder.name} cannot be read: {error}.") from error
+    columns = [content.get(name) if isinstance(content, dict) else None for name in _POOLED]
+    kinds: tuple[Any, ...] = (int, (int, float), (int, float), str)
+    if not all(
+        isinstance(column, list)
+        and len(column) == len(columns[0] or ())
+        and all(type(v) is not bool for v in column)
+        and all(isinstance(value, kind) for value in column)
+        for column, kind in zip(columns, kinds, strict=True)
+    ):
+        raise ConfigurationError(
+            f"test_predictions.json of {folder.name} must hold lists of one length under {', '.join(_POOLED)}: whole "
+            f"numbers, two times scores, and texts. Delete it, and the repeat is run again."
+        )
+    return dict(zip(_POOLED, columns, strict=True))  # type: ignore[arg-type]
+
+
+def _network_file(folder: Path, structure: str | None) -> Path:
+    return folder / "work" / "networks" / f"{structure}.pt"
 
 
 def _pooled(
@@ -239,12 +265,13 @@ def _pooled(
         ]
     pooled: dict[str, list[Any]] = {name: [] for name in _POOLED}
     for *_, folder in repeats:
-        found = json.loads(_predictions(folder).read_text(encoding="utf-8"))
+        found = read_predictions(folder)
         if set(found["patients"]) & set(pooled["patients"]):
             return None, ["The AUC over all folds is not computable, because a patient is in two test sections."]
         for name, values in pooled.items():
             values += found[name]
-    labels, original, pruned, patients = pooled.values()
+    labels, original, pruned = (pooled[name] for name in _POOLED[:3])
+    patients = pooled["patients"] or None  # where it is not known, every case counts as a patient
     return {
         "original": auc_interval(labels, original, patients).to_dict(),
         "pruned": auc_interval(labels, pruned, patients).to_dict(),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
-import hmac
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,26 +12,28 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.utils import set_determinism
 
-from .._version import __version__
 from ..data import divide_datalist
 from ..data.pseudonyms import load_or_create_salt
 from ..errors import BasisPruneError, ConfigurationError
 from ..files import write_atomically
 from ..report import write_stability
-from ..training import linear_layers
+from .child_runs import (
+    RECORD_FILE,
+    check_earlier,
+    plain_config,
+    pretrain_once,
+    run_and_tell,
+    runs_at_once,
+    setting_digests,
+)
 from .cohort import PreparedCohort, working_folder
 from .repeat_plan import Repeat, plan_repeats
-from .repeat_process import RepeatTask, available_cores, run_tasks
+from .repeat_process import RepeatTask
 from .repeat_results import forget, gather, is_complete
 from .start import RunStart, running_parser
 
-__all__ = ["run_repeats", "setting_digests"]
-
-_NOT_SETTINGS = {"output_dir", "bundle_root", "parallel", "repeats", "fold", "split_seed", "save_execute_config"}
-_RECORD = "repeat.json"
-_SPLIT = "(the images, their labels and their split)"
+__all__ = ["run_repeats"]
 
 
 def run_repeats(
@@ -76,16 +75,16 @@ def run_repeats(
         BasisPruneError: at the end, if a repeat failed; what the others found is written.
     """
     planned = plan_repeats(repeats, seed, folds, fold)
-    at_once = _parallel(parallel, device)
+    at_once = runs_at_once(parallel, device)
     parser = running_parser()
     if parser is None:
         raise ConfigurationError("run_repeats repeats a bundle's run: call it in the configuration of a bundle.")
-    config = _plain(parser.get())
+    config = plain_config(parser.get())
     output = Path(output_dir)
     folders = [output / "repeats" / r.name for r in planned]
     salt = load_or_create_salt(working_folder(output))
     given = {**config, "folds": folds or None}
-    _check_earlier(folders, [setting_digests(given, None, salt)] * len(planned))
+    check_earlier(folders, [setting_digests(given, None, salt)] * len(planned))
     config["cohort"] = {**config["cohort"], "folds": None, "fold": None, "split_seed": None}
     own = ConfigParser(copy.deepcopy(config))
     own.parse(True)
@@ -94,80 +93,23 @@ def run_repeats(
         replace(cohort, datalist=divide_datalist(cohort.datalist, r.seed, r.folds, r.fold, seed)) for r in planned
     ]
     digests = [setting_digests(given, c.datalist["split_sha256"], salt) for c in cohorts]
-    _check_earlier(folders, digests)
+    check_earlier(folders, digests)
     pending = [index for index, folder in enumerate(folders) if not is_complete(folder)]
     if len(pending) < len(planned):
         print(f"{len(planned) - len(pending)} of {len(planned)} repeats are complete already and are not run again.")
     failed: dict[int, str] = {}
     if pending:
-        weights = _pretrain_once(own, output, digests[0], seed)
+        weights = pretrain_once(own, output, digests[0], seed)
         tasks = []
         for index in pending:
             record = {"seed": planned[index].seed, "fold": planned[index].fold, "settings": digests[index]}
             forget(folders[index])
-            write_atomically(folders[index] / _RECORD, json.dumps(record, indent=1))
+            write_atomically(folders[index] / RECORD_FILE, json.dumps(record, indent=1))
             child = _configuration(config, planned[index], seed, folders[index], weights, start.command)
             tasks.append(RepeatTask(folders[index], child, cohorts[index]))
-        failed = _run_and_tell(tasks, at_once, dict(zip(folders, planned, strict=True)))
+        shown = {folder: str(repeat) for folder, repeat in zip(folders, planned, strict=True)}
+        failed = {folders.index(folder): why for folder, why in run_and_tell(tasks, at_once, shown).items()}
     return _finish(planned, folders, failed, output)
-
-
-def _run_and_tell(tasks: Sequence[RepeatTask], parallel: int, planned: Mapping[Path, Repeat]) -> dict[int, str]:
-    """Run the repeats with a line for each that has ended; returns the reasons of those that failed, by number."""
-    failed: dict[int, str] = {}
-    done = len(planned) - len(tasks)
-    with contextlib.closing(run_tasks(tasks, parallel)) as finished:
-        for task, reason in finished:
-            repeat, done = planned[task.folder], done + 1
-            if reason is None and not is_complete(task.folder):
-                reason = "it ended without a result"
-            if reason is not None:
-                failed[repeat.number] = reason
-            print(f"[{done}/{len(planned)}] {repeat}: {reason or 'done'}", flush=True)
-    return failed
-
-
-def setting_digests(config: Mapping[str, Any], split_sha256: str | None, salt: bytes) -> dict[str, str]:
-    """Return a salted hash of each setting of a run: equal settings are told apart from others without their values.
-
-    Args:
-        config: the configuration, as JSON types.
-        split_sha256: hash of the split; None where it is not known yet.
-        salt: secret of the hashes.
-    """
-    settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS and not key.startswith("_")}
-    settings |= {"(the version)": __version__}
-    if split_sha256 is not None:
-        settings[_SPLIT] = split_sha256
-    return {
-        key: hmac.new(salt, json.dumps([key, value], sort_keys=True).encode(), hashlib.sha256).hexdigest()[:16]
-        for key, value in sorted(settings.items())
-    }
-
-
-def _parallel(parallel: int | None, device: torch.device | str) -> int:
-    if parallel is None:
-        return 1 if torch.device(device).type != "cpu" else max(1, available_cores() // 2)
-    if isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
-        raise ConfigurationError(f"parallel must be a whole number from 1, or null; got {parallel!r}.")
-    return parallel
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a configuration that another process can read."""
-    unfit = []
-    for key, value in config.items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError):
-            unfit.append(f"{key} ({type(value).__name__})")
-    if unfit:
-        raise ConfigurationError(
-            f"Repeats run in processes of their own, which only get what JSON can hold. Pass these as components with "
-            f"a _target_ or as expressions: {', '.join(unfit)}."
-        )
-    plain: dict[str, Any] = json.loads(json.dumps(config))
-    return plain
 
 
 def _configuration(
@@ -182,42 +124,6 @@ def _configuration(
     if weights is not None:
         own["pretrained_network"]["pretrained"] = str(weights)
     return own
-
-
-def _check_earlier(folders: Sequence[Path], digests: Sequence[Mapping[str, str]]) -> None:
-    """Refuse to mix repeats of different settings; nothing is changed."""
-    differing: set[str] = set()
-    for folder, wanted in zip(folders, digests, strict=True):
-        if not is_complete(folder):
-            continue
-        try:
-            found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["settings"]
-            keys = {*wanted, *found} - ({_SPLIT} - set(wanted))
-            differing |= {key for key in keys if wanted.get(key) != found.get(key)}
-        except (OSError, ValueError, KeyError, TypeError):
-            differing.add(f"({_RECORD} of {folder.name} cannot be read)")
-    if differing:
-        raise ConfigurationError(
-            f"output_dir holds repeats that were made with other settings: {', '.join(sorted(differing))}. Set them as "
-            f"they were to go on, or pass another --output_dir."
-        )
-
-
-def _pretrain_once(parser: ConfigParser, output: Path, settings: Mapping[str, str], seed: int) -> Path | None:
-    """Pretrain on the synthetic task for all repeats, if they start from it; the head stays that of each repeat."""
-    if parser.get_parsed_content("pretrained") != "synthetic":
-        return None
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    path = output / "work" / f"pretrained-{digest}.pt"
-    if not path.is_file():
-        set_determinism(seed)
-        network: torch.nn.Module = parser.get_parsed_content("pretrained_network")
-        state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-        for name in linear_layers(network)[-1:]:
-            # a head of no class: the one of the network that it is loaded into stays
-            state |= {key: state[key][:0].clone() for key in (f"{name}.weight", f"{name}.bias") if key in state}
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
-    return path
 
 
 def _finish(

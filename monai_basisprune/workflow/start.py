@@ -19,8 +19,9 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from ..errors import BasisPruneError, ConfigurationError
+from ..failures import explain_failure
 from ..files import write_atomically
-from .redaction import format_error, install_redaction, remove_redaction, shown_text
+from ..redaction import format_error, install_redaction, remove_redaction, shown_text
 
 __all__ = ["RunStart", "check_keys", "is_on", "running_parser", "show_command", "start_run"]
 
@@ -57,7 +58,7 @@ def start_run(
     Args:
         seed: the seed of torch, numpy and MONAI's transforms; None leaves them as they are.
         redact_logs: whether to take what names a patient out of logs, warnings and tracebacks, those of other
-            libraries too; see :func:`~monai_basisprune.workflow.redaction.install_redaction`, and :func:`is_on`.
+            libraries too; see :func:`~monai_basisprune.redaction.install_redaction`, and :func:`is_on`.
         private_paths: the user's folders and files, to be taken out as well; None is left out.
         command: the command to record, without folders; by default that of this process.
 
@@ -239,7 +240,10 @@ def _show_error(kind: type[BaseException], error: BaseException, trace: Tracebac
             print(f"\nmonai_basisprune: {shown_text(str(link))}", file=sys.stderr)
             return
         link = link.__cause__
+    reason = explain_failure(error, running=False)
     if issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
+        print("\nmonai_basisprune: interrupted. What was saved before is left as it is.", file=sys.stderr)
+    elif reason is not None:
+        print(f"\nmonai_basisprune: {reason}", file=sys.stderr)
     else:
         print(format_error(kind, error, trace), end="", file=sys.stderr)

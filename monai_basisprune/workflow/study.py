@@ -23,22 +23,24 @@ from torch import nn
 from .._version import __version__
 from ..curve import CurvePoint, PruningCurve
 from ..decomposition import layer_status
+from ..distributed import by_first_process, process_count
 from ..evidence import holm
 from ..export import export_network
 from ..files import write_atomically
 from ..handlers import PrunedNetworkSaver, PruningHandler
+from ..inference import load_deployed
 from ..latency import device_name
 from ..persistence import load_pruned, save_pruned
 from ..report import format_summary, save_study, write_report
 from .audit import audit_networks, check_audit_cases
 from .cohort import PreparedCohort
-from .inference import load_deployed
 from .start import RunStart
-from .study_test import compare_on_test_cases, cost_on_device, save_test_predictions
+from .study_test import compare_on_test_cases, cost_on_device, files_of_test, save_test_predictions
 
 __all__ = ["finish_study"]
 
 
+@by_first_process
 def finish_study(
     original: nn.Module,
     curve: PruningCurve,
@@ -95,13 +97,15 @@ def finish_study(
     check_audit_cases(audit_cases)
     rounds = curve.rounds()
     search = None if pruning.search is None else pruning.search.search
-    if search is None:
+    if not pruning.targets:
+        chosen, reason = curve.unpruned(), "The network was trained and never cut, to be compared with others."
+    elif search is None:
         chosen, reason = curve.smallest(margin, selection)
     else:
         chosen, reason = search.choose(curve)
         margin, selection = search.margin, search.rule
-    unpruned = load_pruned(original, saver.path(rounds[0].bases))
-    network = load_pruned(original, saver.path(chosen.bases))
+    unpruned = load_pruned(original, saver.path(rounds[0].structure))
+    network = load_pruned(original, saver.path(chosen.structure))
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     notes = _notes(curve, pruning, chosen, margin)
@@ -111,7 +115,13 @@ def finish_study(
         notes += export_network(network, staging / "model.ts", input_shape, metadata=carried).remarks
         save_pruned(network, staging / "model.pt")
         test, before, after = compare_on_test_cases(
-            unpruned.to(device), load_deployed(staging, device), test_data, device, margin
+            unpruned.to(device),
+            load_deployed(staging, device),
+            test_data,
+            device,
+            margin,
+            cohort.patient_key,
+            cohort.datalist["class_names"],
         )
         items = cohort.datalist["test"]
         audit, pictures = audit_networks(
@@ -138,14 +148,14 @@ def finish_study(
                 **cost_on_device(unpruned, input_shape, device),
             },
             "pruning": {
-                "importance": type(pruning.importance).__name__,
-                "budget": pruning.budgets[0].quantity,
-                "targets": [getattr(budget, budget.quantity) for budget in pruning.budgets],
+                **pruning.describe(),
                 "transfer_epochs": pruning.transfer_epochs,
                 "epochs_per_round": pruning.epochs_per_round,
                 "auc_margin": margin,
                 "selection": selection,
                 "preprocessing": dict(preprocessing),
+                "threads": torch.get_num_threads(),
+                "processes": process_count(),
                 **(settings or {}),
             },
             "curve": [
@@ -174,8 +184,7 @@ def finish_study(
                 "study": "study.json",
                 "report": "report.html",
                 "curve": "curve.csv",
-                "roc": "roc.csv",
-                "reliability": "reliability.csv",
+                **files_of_test(test),
                 "subgroups": "subgroups.csv",
                 "evaluations": "evaluations.json",
                 "picture": "curve.svg",
@@ -225,9 +234,9 @@ def _publish(staging: Path, output: Path) -> None:
 
 def _notes(curve: PruningCurve, pruning: PruningHandler, chosen: CurvePoint, margin: float) -> list[str]:
     notes = [] if pruning.search is None else list(pruning.search.search.warnings)
-    missed = len(pruning.budgets) + 1 - len(curve.rounds())
+    missed = len(pruning.targets) + 1 - len(curve.rounds())
     if missed > 0 and pruning.search is None:
-        notes.append(f"{missed} of {len(pruning.budgets)} rounds changed nothing or were not reached.")
+        notes.append(f"{missed} of {len(pruning.targets)} rounds changed nothing or were not reached.")
     if chosen.difference is not None:
         epochs = chosen.epoch
         if pruning.search is not None:  # without the rounds that it went back from
@@ -250,11 +259,11 @@ def _curve_entry(index: int, point: CurvePoint, pruning: PruningHandler) -> dict
     if pruning.search is not None:
         targets = {step.epoch: step.target for step in pruning.search.search.steps}
         target = targets.get(point.epoch, target)
-    elif 0 < index <= len(pruning.results):
+    elif index > 0:
         fitting = [
             getattr(budget, budget.quantity)
-            for budget, result in zip(pruning.budgets, pruning.results, strict=False)
-            if result.bases == point.bases
+            for budget, structure in zip(pruning.targets, pruning.structures, strict=False)
+            if structure == point.structure
         ]
         target = fitting[-1] if fitting else None
     return {"round": index, "target": target, **asdict(point)}

@@ -14,13 +14,13 @@ from monai.bundle import ConfigParser
 from ..decomposition import layer_status
 from ..errors import ConfigurationError, PlanMismatchError
 from ..fingerprint import architecture_of
+from ..inference import DEPLOYMENT_KEYS, read_deployment
 from ..persistence import load_pruned
 from ..plan import PruningPlan
 from ..report import load_study
 from .bundle import BundleEvidence, PrunedBundle, write_pruned_bundle
 from .bundle_configs import config_files, find_config
 from .bundle_files import check_output
-from .inference import DEPLOYMENT_KEYS, read_deployment
 
 __all__ = ["export_study_bundle"]
 
@@ -63,8 +63,8 @@ def export_study_bundle(
         Path(bundle), PruningPlan.load(results / "model.plan.json"), {**deployment, **(overrides or {})}
     )
     network = load_pruned(network_def, results / "model.pt")
-    if {layer.name: layer.rank for layer in layer_status(network)} != {
-        la["name"]: la["rank"] for la in study["layers"]
+    if {layer.name: (layer.rank, layer.channels) for layer in layer_status(network)} != {
+        layer["name"]: (layer["rank"], layer.get("channels")) for layer in study["layers"]
     }:
         raise PlanMismatchError(
             "study.json is not of the network in model.pt, their layers differ: name the output_dir of a pruning run, "
@@ -98,6 +98,8 @@ def _deployed(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, 
     models = "$@bundle_root + '/models/model.pt'"
     if "pretrained" in config:
         updates["pretrained"] = models
+    if "algorithm" in config:
+        updates["algorithm"] = "$monai_basisprune.workflow.identify_algorithm(@bundle_root + '/models')"
     component = config.get("network_def")
     if isinstance(component, Mapping) and component.get("_target_") == "monai_basisprune.workflow.load_deployed":
         updates["deployment"] = "$monai_basisprune.workflow.read_deployment(@bundle_root + '/models')"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..budgets import Budget
+from ..distributed import by_first_process
 from ..errors import ConfigurationError
 from ..files import write_atomically
 from ..handlers import Predictions
 from .inference import write_evaluation
 
-__all__ = ["make_budgets", "save_transferred"]
+__all__ = ["make_budgets", "save_transferred", "unlabeled_images"]
 
 
 def make_budgets(quantity: str, targets: Sequence[float], input_shape: Sequence[int]) -> list[Budget]:
@@ -43,6 +47,24 @@ def make_budgets(quantity: str, targets: Sequence[float], input_shape: Sequence[
         raise ConfigurationError(f"targets: {error}") from error
 
 
+def unlabeled_images(cases: Sequence[Mapping[str, Any]], images: int, seed: int | None = 0) -> list[dict[str, Any]]:
+    """Draw some cases, and leave out all but their images, so that nothing can read a label.
+
+    Args:
+        cases: cases with ``image``.
+        images: how many at most, at least 1.
+        seed: seed of the draw.
+
+    Raises:
+        ConfigurationError: if ``images`` is no whole number from 1.
+    """
+    if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+        raise ConfigurationError(f"The number of unlabeled images must be a whole number from 1, got {images!r}.")
+    order = np.random.default_rng(seed).permutation(len(cases))[:images]
+    return [{"image": cases[place]["image"]} for place in sorted(order.tolist())]
+
+
+@by_first_process
 def save_transferred(network: nn.Module, predictions: Predictions, output_dir: str | os.PathLike[str]) -> None:
     """Save a transferred network that is not pruned, and its AUC on the validation cases.
 
@@ -52,5 +74,7 @@ def save_transferred(network: nn.Module, predictions: Predictions, output_dir: s
         output_dir: folder of the results; ``transferred.pt`` and ``transferred.json`` are written.
     """
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    write_atomically(Path(output_dir) / "transferred.pt", lambda temporary: torch.save(state, temporary))
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    write_atomically(Path(output_dir) / "transferred.pt", stream.getvalue())
     write_evaluation(predictions, Path(output_dir) / "transferred.json", "validation")

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,18 +80,20 @@ def pruned(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return decomposed
 
 
-def pruned_channels(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+def pruned_channels(network: nn.Module, shape: tuple[int, ...], normalization: str, multiple: int) -> nn.Module:
     """Return the decomposed network with as many operations removed by channels; the images are noise."""
     decomposed = mbp.decompose(network)
     mbp.freeze_weights_(decomposed)
-    with mbp.ChannelTaylorImportance(decomposed, shape) as importance:
+    torch.manual_seed(0)
+    with mbp.ChannelTaylorImportance(decomposed, shape, normalization=normalization) as importance:
         for _ in range(2):
             decomposed.zero_grad()
             output = decomposed(torch.randn(2, *shape))
             nn.functional.cross_entropy(output, torch.tensor([0, 1])).backward()
             importance.accumulate()
         scores = importance.scores()
-    mbp.prune_channels_(decomposed, scores, mbp.Budget(macs=MAC_BUDGET, input_shape=shape), shape)
+    budget = mbp.Budget(macs=MAC_BUDGET, input_shape=shape)
+    mbp.prune_channels_(decomposed, scores, budget, shape, multiple=multiple)
     return decomposed
 
 
@@ -100,59 +103,74 @@ def onnx_session(network: nn.Module, shape: tuple[int, ...], folder: str, name: 
     mbp.export_network(network, path, shape)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # the threads of one session would otherwise go on to turn while the next one is measured
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"image": x.numpy()})
 
 
-def latencies(name: str, repeats: int) -> dict[str, Any]:
-    """Time the forms of one network."""
+@dataclass
+class Forms:
+    """One network in all forms and runtimes, ready to be timed."""
+
+    input_shape: tuple[int, ...]
+    macs: dict[str, int]
+    runtimes: dict[str, tuple[dict[str, Callable[[torch.Tensor], Any]], torch.Tensor]]
+
+
+def prepare(name: str, folder: str) -> Forms:
+    """Prune and export one network; the part that takes long and does not mind other work on the machine."""
     factory, shape = NETWORKS[name]
     network, x = trained(factory, shape), torch.rand(1, *shape)
-    small = pruned(network, shape)
     last = torch.channels_last if len(shape) == 3 else torch.channels_last_3d
-    fast = {"cheaper_by": "latency", "input_shape": shape, "fold": True}
-    forms: dict[str, Callable[[torch.Tensor], Any]] = {
+    cut = {
+        "pruned bases": pruned(network, shape),
+        "pruned channels": pruned_channels(network, shape, "none", 1),
+        "pruned channels, blocks of 16": pruned_channels(network, shape, "l2", 16),
+    }
+    whole = mbp.decompose(network)
+    eager: dict[str, Any] = {
         "original": network,
-        "recomposed, unpruned": mbp.recompose(mbp.decompose(network)),
-        "pruned": mbp.recompose(small),
-        "pruned, norms folded": mbp.recompose(small, input_shape=shape, fold=True),
-        "pruned, norms folded, form by latency": mbp.recompose(small, **fast),
-        "pruned by channels, norms folded": mbp.recompose(
-            pruned_channels(network, shape), input_shape=shape, fold=True
-        ),
-        "original, norms folded": mbp.recompose(mbp.decompose(network), input_shape=shape, fold=True),
+        "original, norms folded": mbp.recompose(whole, input_shape=shape, fold=True),
+        "recomposed, unpruned": mbp.recompose(whole),
+        **{form: mbp.recompose(one, input_shape=shape, fold=True) for form, one in cut.items()},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        runtime = {
-            "original": onnx_session(network, shape, folder, "original"),
-            "pruned": onnx_session(small, shape, folder, "pruned"),
-            "pruned by channels": onnx_session(pruned_channels(network, shape), shape, folder, "channels"),
-        }
     channels_last = {
-        "original": copy.deepcopy(network).to(memory_format=last),
-        "pruned, norms folded, form by latency": mbp.recompose(copy.deepcopy(small).to(memory_format=last), **fast),
+        form: copy.deepcopy(one).to(memory_format=last)
+        for form, one in eager.items()
+        if form == "original" or form in cut
     }
-    result: dict[str, Any] = {"input_shape": list(shape), "batch_size": 1}
-    counted = {"original": network, "pruned": mbp.recompose(small)}
-    result["macs"] = {form: mbp.measure_complexity(one, shape).macs for form, one in counted.items()}
-    mac_reduction = 1 - result["macs"]["pruned"] / result["macs"]["original"]
-    for group, functions, image in (
-        ("eager", forms, x),
-        ("eager, channels last", channels_last, x.contiguous(memory_format=last)),
-        ("onnxruntime", runtime, x),
-    ):
+    onnx = {
+        form: onnx_session(one, shape, folder, f"{name} {form}") for form, one in {"original": network, **cut}.items()
+    }
+    counted = {"original": network, **{form: mbp.recompose(one) for form, one in cut.items()}}
+    return Forms(
+        shape,
+        {form: mbp.measure_complexity(one, shape).macs for form, one in counted.items()},
+        {
+            "eager": (eager, x),
+            "eager, channels last": (channels_last, x.contiguous(memory_format=last)),
+            "onnxruntime": (onnx, x),
+        },
+    )
+
+
+def latencies(forms: Forms, repeats: int) -> dict[str, Any]:
+    """Time the forms of one network."""
+    result: dict[str, Any] = {"input_shape": list(forms.input_shape), "batch_size": 1, "macs": forms.macs}
+    for runtime, (functions, image) in forms.runtimes.items():
         with torch.inference_mode():
             calls = [lambda one=one, image=image: one(image) for one in functions.values()]
-            seconds = dict(zip(functions, median_seconds(calls, x.device, repeats, warm_up=5), strict=True))
-        result[group] = {form: {"median_ms": 1e3 * value} for form, value in seconds.items()}
+            seconds = dict(zip(functions, median_seconds(calls, image.device, repeats, warm_up=5), strict=True))
+        result[runtime] = {}
         for form, value in seconds.items():
-            reduction = 1 - value / seconds["original"]
-            result[group][form] |= {
-                "of_original": value / seconds["original"],
-                "latency_reduction_over_mac_reduction": reduction / mac_reduction if "pruned" in form else None,
-                "speed_up": seconds["original"] / value,
-            }
-        print(name, group, json.dumps(result[group]), flush=True)
+            of_original = value / seconds["original"]
+            result[runtime][form] = {"median_ms": 1e3 * value, "of_original": of_original, "speed_up": 1 / of_original}
+            if form in forms.macs and form != "original":
+                mac_reduction = 1 - forms.macs[form] / forms.macs["original"]
+                share = (1 - of_original) / mac_reduction
+                result[runtime][form] |= {"mac_reduction": mac_reduction, "latency_reduction_over_mac_reduction": share}
+        print(runtime, json.dumps(result[runtime]), flush=True)
     return result
 
 
@@ -198,7 +216,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
+    # first: a child begins with the peak that its parent had
     probe = subprocess.run([sys.executable, "-c", MEMORY_PROBE], check=True, capture_output=True, text=True)
+    folder = tempfile.TemporaryDirectory()
+    prepared = {name: prepare(name, folder.name) for name in NETWORKS}
     result = {
         "command": f"python tests/benchmarks/speed.py --output {arguments.output.as_posix()}",
         "versions": {
@@ -212,8 +233,9 @@ def main() -> None:
         "repeats": arguments.repeats,
         "decompose_resnet200_3d": json.loads(probe.stdout.splitlines()[-1]),
         "prune_step": prune_step(arguments.steps),
-        "latency": {name: latencies(name, arguments.repeats) for name in NETWORKS},
+        "latency": {name: latencies(forms, arguments.repeats) for name, forms in prepared.items()},
     }
+    folder.cleanup()
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -140,7 +140,7 @@ def test_unsafe_content_is_refused(prepared, change, words):
         (lambda d: d["test"][1].pop("patient_id"), "section test, item 1: must have the texts"),
         (lambda d: d["test"][1].update(label=2), "section test, item 1: must have a label"),
         (lambda d: d["test"][1].update(label=True), "section test, item 1: must have a label"),
-        (lambda d: d.update(format_version=2), "format_version 2, known is 1"),
+        (lambda d: d.update(format_version=2), "format_version '2', known is 1"),
         (lambda d: d.pop("class_names"), "class_names: must be a list"),
     ],
 )

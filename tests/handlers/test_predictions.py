@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
@@ -141,3 +142,36 @@ def test_other_numbers_of_outputs_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="needs one or two outputs for each case, got shape") as caught:
         positive_scores(torch.zeros(shape))
     assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("decollate", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_findings_stay_rows_of_0_and_1(decollate: bool, batch_size: int) -> None:
+    findings = [torch.tensor([float(i % 2), float(i % 3 == 0)]) for i in range(7)]
+    handler = PredictionsHandler()
+    wanted = evaluate(handler, cases(label=findings), decollate=decollate, batch_size=batch_size)
+    found = handler.predictions
+    assert found.several
+    assert found.labels == [row.int().tolist() for row in findings]
+    torch.testing.assert_close(torch.tensor(found.scores), wanted.double(), rtol=1e-5, atol=1e-6, check_dtype=False)
+    macro = roc_auc_score(np.array(found.labels), np.array(found.scores), average="macro")
+    assert auc_interval(found.labels, found.scores).auc == pytest.approx(macro)
+
+
+def test_several_classes_are_ranked_as_their_probabilities() -> None:
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    labels = [i % 4 for i in range(50)]
+    found = Predictions(outputs=logits.tolist(), labels=labels)
+    assert found.several
+    chances = logits.softmax(dim=1)
+    torch.testing.assert_close(torch.tensor(found.scores, dtype=torch.float64), chances.logit())
+    expected = roc_auc_score(labels, chances.numpy(), multi_class="ovr")
+    assert auc_interval(labels, found.scores).auc == pytest.approx(expected)
+    already = Predictions(outputs=chances.tolist(), labels=labels)
+    assert auc_interval(labels, already.scores).auc == pytest.approx(expected)
+
+
+def test_two_classes_are_one_finding() -> None:
+    found = Predictions(outputs=[[0.0, 1.0], [2.0, 0.5]], labels=[1, 0])
+    assert not found.several
+    assert found.scores == [1.0, -1.5]

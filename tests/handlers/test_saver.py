@@ -7,15 +7,11 @@ import torch
 from ignite.engine import Engine, Events
 
 import monai_basisprune as mbp
-from monai_basisprune.decomposition import decomposed_layers
 from monai_basisprune.errors import LayerSelectionError
 from monai_basisprune.handlers import PrunedNetworkSaver, PruningHandler
+from monai_basisprune.snapshot import structure_of
 
 from ..networks import same_bits, snapshot, tiny_classifier
-
-
-def count_bases(network: torch.nn.Module) -> int:
-    return sum(layer.rank() for _, layer in decomposed_layers(network))
 
 
 def test_there_is_one_file_for_each_ratio_with_the_network_before_the_next_cut(tmp_path: Path) -> None:
@@ -36,7 +32,7 @@ def test_there_is_one_file_for_each_ratio_with_the_network_before_the_next_cut(t
         optimizer.step()
 
     def remember(engine: Engine) -> None:
-        before_cuts[count_bases(network)] = snapshot(network)
+        before_cuts[structure_of(network)] = snapshot(network)
 
     engine = Engine(train)
     engine.add_event_handler(Events.EPOCH_COMPLETED, remember)
@@ -45,12 +41,11 @@ def test_there_is_one_file_for_each_ratio_with_the_network_before_the_next_cut(t
     engine.run([torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8)], max_epochs=pruning.max_epochs)
 
     assert len(before_cuts) == 3
-    names = {f"bases_{bases:06d}" for bases in before_cuts}
     found = {path.name for path in (tmp_path / "new" / "networks").iterdir()}
-    assert found == {f"{name}.pt" for name in names} | {f"{name}.plan.json" for name in names}
-    for bases, state in before_cuts.items():
-        loaded = mbp.load_pruned(original, saver.path(bases))
-        assert count_bases(loaded) == bases
+    assert found == {f"{name}.pt" for name in before_cuts} | {f"{name}.plan.json" for name in before_cuts}
+    for structure, state in before_cuts.items():
+        loaded = mbp.load_pruned(original, saver.path(structure))
+        assert structure_of(loaded) == structure
         assert same_bits(snapshot(loaded), state)
 
 
@@ -65,15 +60,21 @@ def test_a_later_epoch_replaces_the_file_of_the_same_ratio(tmp_path: Path) -> No
         network.head.bias.fill_(3.5)
     engine.run([0], max_epochs=2)
     assert len(list(tmp_path.iterdir())) == 2
-    loaded = mbp.load_pruned(original, saver.path(count_bases(network)))
+    loaded = mbp.load_pruned(original, saver.path(structure_of(network)))
     assert loaded.head.bias.tolist() == [3.5, 3.5]
 
 
-def test_names_sort_as_numbers_do(tmp_path: Path) -> None:
+def test_names_sort_by_bases_and_tell_networks_of_equally_many_apart(tmp_path: Path) -> None:
     saver = PrunedNetworkSaver(mbp.decompose(tiny_classifier()), str(tmp_path))
-    assert saver.path(7) == tmp_path / "bases_000007.pt"
-    names = [saver.path(bases).name for bases in (9, 80, 700, 12345)]
-    assert sorted(names) == names
+    names = []
+    for threshold in (0.5, 2.5):
+        for order in (1, -1):
+            network = mbp.decompose(tiny_classifier())
+            scores = torch.arange(6.0) if order > 0 else torch.arange(6.0).flip(0)
+            mbp.prune_(network, {"stem": scores}, mbp.Budget(threshold=threshold))
+            names.append(saver.path(structure_of(network)).name)
+    assert len(set(names)) == 4
+    assert [name[:12] for name in sorted(names)] == ["bases_000011", "bases_000011", "bases_000013", "bases_000013"]
 
 
 def test_a_network_that_is_not_decomposed_is_refused(tmp_path: Path) -> None:

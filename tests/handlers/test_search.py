@@ -228,7 +228,8 @@ def test_the_files_of_all_ratios_stay_those_of_their_networks(tmp_path):
     handlers.insert(0, handlers.pop())  # before the cut
     session.run()
     chosen, _ = session.rounds.search.choose(session.curve.curve)
-    assert same_bits(snapshot(mbp.load_pruned(tiny_classifier(), saver.path(chosen.bases))), snapshot(session.network))
+    loaded = mbp.load_pruned(tiny_classifier(), saver.path(chosen.structure))
+    assert same_bits(snapshot(loaded), snapshot(session.network))
 
 
 def test_targets_that_name_a_network_twice_cost_no_round():

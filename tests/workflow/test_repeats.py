@@ -15,9 +15,9 @@ import torch
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.report import load_study
 from monai_basisprune.report.stability import validate_stability
+from monai_basisprune.workflow.child_runs import setting_digests
 from monai_basisprune.workflow.cohort import PreparedCohort, prepare_cohort
 from monai_basisprune.workflow.repeat_process import LOG_FILE, RepeatTask, failure_reason, run_tasks
-from monai_basisprune.workflow.repeats import setting_digests
 from monai_basisprune.workflow.start import check_keys
 
 from ..bundle_runs import (

@@ -28,6 +28,7 @@ from monai_basisprune.errors import BasisPruneError, ConfigurationError
 from monai_basisprune.evidence import auc_interval, compare_auc
 from monai_basisprune.handlers import PrunedNetworkSaver, PruningHandler
 from monai_basisprune.report import load_study
+from monai_basisprune.snapshot import structure_of
 from monai_basisprune.workflow import PreparedCohort, finish_study, prepare_cohort
 from monai_basisprune.workflow.start import RunStart
 
@@ -119,6 +120,7 @@ def pruned_run(folder: Path, make: Callable[[], nn.Module] = TinyClassifier) -> 
                 mac_reduction=macs.reduction(macs.total),
                 auc=asdict(auc_interval(LABELS, scores)),
                 difference=compared,
+                structure=structure_of(network),
             )
         )
 
@@ -331,7 +333,7 @@ def test_a_network_of_a_ratio_that_is_damaged(
 ) -> None:
     output, before = earlier
     run = pruned_run(tmp_path_factory.mktemp("damaged"))
-    path = run["saver"].path(run["curve"].rounds()[1].bases)
+    path = run["saver"].path(run["curve"].rounds()[1].structure)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))

@@ -18,7 +18,7 @@ from typing import Any
 
 from monai.data.utils import worker_init_fn
 
-from ..data.identifiers import PrivateTexts, known
+from .data.identifiers import PrivateTexts, known
 
 __all__ = ["RedactingWorkerStart", "install_redaction", "redact_record", "remove_redaction", "shown_text"]
 

@@ -19,7 +19,7 @@ from monai.transforms import Transform
 from monai.utils import set_determinism
 
 from monai_basisprune.data.identifiers import REMOVED, known
-from monai_basisprune.workflow.redaction import (
+from monai_basisprune.redaction import (
     RedactingWorkerStart,
     format_error,
     install_redaction,
@@ -28,7 +28,7 @@ from monai_basisprune.workflow.redaction import (
 )
 from monai_basisprune.workflow.start import start_run
 
-from ..bundle_runs import ROOT, unchanged_process
+from .bundle_runs import ROOT, unchanged_process
 
 FOLDER, PATIENT = "/patients/Doe_John/study", "ZQXPHI-77"
 TEXT = f"cannot read {FOLDER}/img 1.dcm of {PATIENT}"
@@ -272,7 +272,7 @@ SCRIPT = f"""
 import sys
 from monai_basisprune.data.identifiers import known
 from monai_basisprune.workflow.start import start_run
-from tests.workflow.test_redaction import loader
+from tests.test_redaction import loader
 
 if __name__ == "__main__":
     start_run(None, private_paths=[{FOLDER!r}])

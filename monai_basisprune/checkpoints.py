@@ -1,0 +1,151 @@
+"""Checkpoints of a run: the newest two are kept, each is whole or not there, and each says which run it is of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import PlanMismatchError, shortened_list
+from .files import archive_problem, write_atomically
+
+__all__ = ["RunCheckpoint", "RunCheckpoints", "setting_digests"]
+
+_NAME = re.compile(r"checkpoint_(\d{6})\.pt")
+_VERSION = 1
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """What a run was after an epoch.
+
+    Attributes:
+        epoch: number of epochs that were done.
+        state: tensors and plain types.
+        warnings: what was wrong with newer checkpoints that were passed over.
+    """
+
+    epoch: int
+    state: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+class RunCheckpoints:
+    """The checkpoints of one run in a folder.
+
+    A checkpoint is written beside the others, flushed to the disk and renamed, and only then the one before the last is
+    removed: killed at any moment, the run finds the last or the last but one.
+
+    Args:
+        folder: where the files are; it is made by the first :meth:`save`.
+        settings: what the run depends on, of JSON types; only digests of the values are written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.digests = setting_digests(settings)
+
+    def save(self, epoch: int, state: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of an epoch.
+
+        Args:
+            epoch: number of epochs that are done.
+            state: tensors and plain types.
+
+        Raises:
+            OSError: if it cannot be written; the earlier ones stay.
+        """
+        content = {"format_version": _VERSION, "epoch": epoch, "settings": self.digests, "state": dict(state)}
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        path = write_atomically(self.folder / f"checkpoint_{epoch:06d}.pt", stream.getvalue())
+        for old in self._files()[_KEPT:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load(self) -> RunCheckpoint | None:
+        """Read the newest checkpoint that is whole; None where there is no file.
+
+        Raises:
+            PlanMismatchError: if it is of a run with other settings, which are listed, or no file is whole.
+        """
+        problems: list[str] = []
+        for path in self._files():
+            content = _read(path, problems)
+            if content is not None:
+                self._check(content["settings"])
+                return RunCheckpoint(content["epoch"], content["state"], tuple(problems))
+        if problems:
+            raise PlanMismatchError(
+                f"The run was to go on from its checkpoints, and none of them can be read:\n"
+                f"{shortened_list(problems)}\nPass --resume false to start anew."
+            )
+        return None
+
+    def remove(self) -> None:
+        """Remove all checkpoints: the run has ended."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """Return the files, the newest first."""
+        try:
+            names = sorted((name for name in os.listdir(self.folder) if _NAME.fullmatch(name)), reverse=True)
+        except FileNotFoundError:
+            return []
+        return [self.folder / name for name in names]
+
+    def _check(self, found: Mapping[str, str]) -> None:
+        differing = sorted(key for key in {*found, *self.digests} if found.get(key) != self.digests.get(key))
+        if differing:
+            raise PlanMismatchError(
+                f"output_dir holds the checkpoint of a run that was stopped, and its settings are not those of this "
+                f"one:\n{shortened_list(differing)}\nGo on with the settings that it was started with, or pass another "
+                f"--output_dir, or --resume false to start anew."
+            )
+
+
+def setting_digests(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return for each setting a digest of its value, which tells whether it changed and not what it is.
+
+    Args:
+        settings: values of JSON types, tuples, and what else has a stable text.
+    """
+    return {
+        key: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        for key, value in settings.items()
+    }
+
+
+def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    problem = archive_problem(path)
+    content: Any = None
+    if problem is None:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for what it does not take
+            problem = f"it holds more than tensors and plain types ({type(error).__name__})"
+    if problem is None and not _is_checkpoint(content):
+        problem = f"it is no checkpoint of format version {_VERSION}"
+    if problem is None:
+        return dict(content)
+    problems.append(f"{path.name}: {problem}")
+    return None
+
+
+def _is_checkpoint(content: object) -> bool:
+    kinds: Sequence[tuple[str, type]] = (("epoch", int), ("settings", dict), ("state", dict))
+    return (
+        isinstance(content, dict)
+        and content.get("format_version") == _VERSION
+        and all(isinstance(content.get(key), kind) for key, kind in kinds)
+    )

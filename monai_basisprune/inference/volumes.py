@@ -1,0 +1,89 @@
+"""The volumes of a folder as cases to predict, and how a deployed network's file says that they are prepared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.preflight import check_on_problem
+from ..data.volume_preflight import cross_check_volumes, find_volumes, inspect_volumes
+from ..data.volume_transforms import VolumePreparation
+from ..errors import CohortError
+from .deployed import read_deployment
+
+__all__ = ["VOLUME_KEYS", "list_volumes", "read_volume_deployment"]
+
+VOLUME_KEYS = ("volume_size", "spacing", "intensity", "window", "crop_to_body", "class_names")
+"""What a deployed network of volumes carries about its images and classes."""
+
+
+def list_volumes(
+    dataset_dir: str | os.PathLike[str] | None,
+    on_problem: str = "raise",
+    spacing: Sequence[float] | None = None,
+    progress: bool = True,
+) -> list[dict[str, str]]:
+    """Read every volume of a folder, voxels included, and list them, without labels.
+
+    Args:
+        dataset_dir: folder of NIfTI files and of folders with one DICOM series each.
+        on_problem: ``"raise"``, or ``"skip"`` to list volumes that cannot be used with the reason.
+        spacing: spacing in mm to which volumes will be resampled; see :func:`read_volume_deployment`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        dictionaries with ``image`` (the path), ``case_id`` (the SeriesInstanceUID of a series, the SHA-256 of a NIfTI
+        file, or the place in the sorted list of volumes where there is neither) and ``problem`` (why the volume
+        cannot be used, or an empty text).
+
+    Raises:
+        CohortError: if a volume cannot be used, all of them listed, or if there is none.
+    """
+    check_on_problem(on_problem)
+    if dataset_dir is None or not Path(dataset_dir).is_dir():
+        raise CohortError("dataset_dir is not a folder; pass --dataset_dir with the folder that holds the volumes.")
+    root = Path(dataset_dir)
+    paths, left_out = find_volumes(root)
+    records = inspect_volumes(root, paths, spacing, progress)
+    reasons: dict[int, list[str]] = {}
+    problems = cross_check_volumes(records)
+    for problem in problems:
+        for position in problem.positions:
+            reasons.setdefault(position, []).append(problem.text)
+    lines = [str(problem) for problem in problems]
+    if problems and on_problem == "raise":
+        raise CohortError(
+            f"{len(reasons)} of {len(records)} volumes cannot be used; repair or remove them, or pass --on_problem "
+            f"skip to predict the others.",
+            lines,
+        )
+    if len(reasons) == len(records):
+        raise CohortError(f"dataset_dir holds no volume that can be read ({left_out} other files).", lines)
+    return [
+        {
+            "image": str(root / record.path),
+            "case_id": record.case_name or record.name,
+            "problem": "; ".join(reasons.get(record.position, ())),
+        }
+        for record in records
+    ]
+
+
+def read_volume_deployment(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read how the volumes of the deployed network are prepared, and the names of its classes.
+
+    The file of the network carries them, so that it is never used with volumes that were prepared otherwise.
+
+    Args:
+        output_dir: folder of the results.
+
+    Returns:
+        the fields of :class:`monai_basisprune.data.VolumePreparation`, and ``class_names``.
+
+    Raises:
+        ConfigurationError: if there is no deployed network, or it does not carry them or other values than it can.
+    """
+    deployment = read_deployment(output_dir, VOLUME_KEYS)
+    return {**VolumePreparation.of(deployment).to_dict(), "class_names": deployment["class_names"]}

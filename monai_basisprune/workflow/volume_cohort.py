@@ -1,0 +1,110 @@
+"""The cohort of a run on volumes: the user's folder, or the synthetic one where there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data import divide_datalist, write_datalist
+from ..data.splits import check_folds
+from ..data.synthetic_volumes import write_synthetic_volumes
+from ..data.volume_cohort import prepare_volume_datalist
+from ..data.volume_transforms import VolumePreparation
+from ..errors import ConfigurationError
+from .cohort import PreparedCohort, prepared_once, synthetic_folder, working_folder
+
+__all__ = ["prepare_volume_cohort"]
+
+
+@prepared_once(PreparedCohort)
+def prepare_volume_cohort(
+    dataset_dir: str | Path | None,
+    output_dir: str | os.PathLike[str],
+    preparation: Mapping[str, Any],
+    labels_file: str | Path | None = None,
+    class_names: Sequence[str] = ("negative", "positive"),
+    image_column: str | None = None,
+    label_column: str | None = None,
+    patient_column: str | None = None,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    on_problem: Literal["raise", "skip"] = "raise",
+    synthetic_patients: int = 240,
+    progress: bool = True,
+    split_seed: int | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    prepared: PreparedCohort | None = None,
+) -> PreparedCohort:
+    """Check a cohort of volumes and split it by patient; without a folder, make the synthetic one.
+
+    The datalist goes to the run's working folder, so an earlier result keeps the split that it was made with until
+    the run ends well. It holds no names of the user's files.
+
+    Args:
+        dataset_dir: folder of NIfTI files and DICOM series with the labels table; None for the synthetic cohort.
+        output_dir: folder of the results.
+        preparation: how volumes are prepared; see :class:`monai_basisprune.data.VolumePreparation`.
+        labels_file: table of labels; ``labels.csv`` in ``dataset_dir`` by default.
+        class_names: names of the two classes, the one to find last.
+        image_column: column with the file, the folder or the SeriesInstanceUID.
+        label_column: column with the class.
+        patient_column: column with the patient; see :func:`monai_basisprune.data.read_volume_cohort`.
+        fractions: shares of training, validation and test.
+        seed: seed of the split, and of the synthetic cohort.
+        on_problem: ``"raise"``, or ``"skip"`` to leave out volumes with problems, with a warning that names them.
+        synthetic_patients: number of patients of the synthetic cohort, which also holds two files with problems.
+        progress: whether to show a progress bar.
+        split_seed: for repeats of a study; see :func:`~monai_basisprune.workflow.prepare_cohort`.
+        folds: number of folds by patient instead of ``fractions``.
+        fold: which fold is the test, from 0.
+        prepared: a cohort that was read and divided before; then nothing is read, and its datalist is written.
+
+    Raises:
+        CohortError: if the cohort cannot be used; every problem is listed.
+        ConfigurationError: if an argument cannot be used.
+    """
+    if len(class_names) != 2:
+        raise ConfigurationError(f"class_names must name two classes, the one to find last; got {list(class_names)!r}.")
+    if (folds is None) != (fold is None):
+        raise ConfigurationError(f"folds and fold belong together: got folds {folds!r} and fold {fold!r}. Pass both.")
+    if folds is not None and fold is not None:
+        check_folds(folds, fold)
+    how = VolumePreparation.of(preparation)
+    work = working_folder(output_dir)
+    if prepared is not None:
+        cohort = replace(prepared, datalist_file=work / "datalist.json")
+        write_datalist(cohort.datalist, cohort.datalist_file, image_paths=cohort.synthetic)
+        return cohort
+    synthetic = dataset_dir is None
+    first_seed = seed if split_seed is None else split_seed
+    if dataset_dir is None:
+        dataset_dir = synthetic_folder(output_dir)
+        shutil.rmtree(dataset_dir, ignore_errors=True)
+        write_synthetic_volumes(dataset_dir, patients=synthetic_patients, seed=first_seed)
+        labels_file = image_column = label_column = patient_column = None
+    datalist_file = work / "datalist.json"
+    datalist = prepare_volume_datalist(
+        dataset_dir,
+        datalist_file,
+        fractions=fractions,
+        seed=first_seed,
+        image_paths=synthetic,
+        labels_file=labels_file,
+        class_names=class_names,
+        image_column=image_column,
+        label_column=label_column,
+        patient_column=patient_column,
+        on_problem=on_problem,
+        spacing=how.spacing,
+        volume_size=how.volume_size,
+        progress=progress,
+    )
+    if folds is not None or split_seed is not None:
+        datalist = divide_datalist(datalist, seed, folds, fold, first_seed)
+        write_datalist(datalist, datalist_file, image_paths=synthetic)
+    return PreparedCohort(Path(dataset_dir), datalist_file, datalist, synthetic)

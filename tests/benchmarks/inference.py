@@ -1,0 +1,176 @@
+"""Measures how much of what pruning saves is saved on the clock when a folder of radiographs is predicted.
+
+python tests/benchmarks/inference.py --output docs/results/inference.json
+
+Everything counts: listing the files, decoding, resizing, the network. Every network sees the same files, in parts, in
+turns within one run. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import torch
+from monai.networks.nets import DenseNet121, resnet18
+from pydicom.uid import generate_uid
+from torch import nn
+
+import monai_basisprune as mbp
+from monai_basisprune.data import write_synthetic_cohort
+from monai_basisprune.inference import (
+    CaseDataset,
+    list_radiographs,
+    load_deployed,
+    predict_cases,
+    radiograph_preparation,
+    read_deployment,
+)
+from monai_basisprune.latency import device_name
+
+SIZE, SHAPE = 224, (1, 224, 224)
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ResNet-18": lambda: resnet18(spatial_dims=2, n_input_channels=1, num_classes=2, conv1_t_stride=2),
+    "DenseNet121": lambda: DenseNet121(spatial_dims=2, in_channels=1, out_channels=2),
+}
+BUDGETS = {
+    "macs 0.75": mbp.Budget(macs=0.75, input_shape=SHAPE),
+    "parameters 0.95": mbp.Budget(parameters=0.95),
+}
+CARRIED = {
+    "image_size": SIZE,
+    "image_channels": 1,
+    "intensity_mean": 0.449,
+    "intensity_std": 0.226,
+    "class_names": ["negative", "positive"],
+}
+
+
+def write_images(folder: Path, count: int, parts: int, matrix: int) -> list[Path]:
+    """Write radiographs into one folder for each part; a few are drawn, the others are these under new UIDs."""
+    with tempfile.TemporaryDirectory() as drawn:
+        write_synthetic_cohort(Path(drawn) / "cohort", patients=12, seed=0, image_size=matrix)
+        images = [pydicom.dcmread(path) for path in sorted((Path(drawn) / "cohort" / "images").iterdir())]
+    folders = [folder / f"part{part}" for part in range(parts)]
+    for part in folders:
+        part.mkdir(parents=True)
+    for number in range(count):
+        image = images[number % len(images)]
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(number)])
+        image.save_as(folders[number % parts] / f"{number:05d}.dcm", enforce_file_format=True)
+    return folders
+
+
+def deploy(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the network as it is and pruned, in the same way; returns what was saved by each."""
+    torch.manual_seed(0)
+    original = NETWORKS[name]().eval()
+    mbp.export_network(original, folder / "unpruned" / "model.ts", SHAPE, metadata=CARRIED)
+    before = mbp.measure_complexity(original, SHAPE)
+    found: dict[str, dict[str, Any]] = {"unpruned": {"mac_reduction": 0.0, "parameter_reduction": 0.0}}
+    for budget_name, budget in BUDGETS.items():
+        network = mbp.decompose(original)
+        mbp.prune_(network, mbp.SingularValueImportance(network).scores(), budget)
+        mbp.export_network(network, folder / budget_name / "model.ts", SHAPE, metadata=CARRIED)
+        after = mbp.measure_complexity(mbp.recompose(network), SHAPE)
+        found[budget_name] = {
+            "mac_reduction": 1 - after.macs / before.macs,
+            "parameter_reduction": 1 - after.parameters / before.parameters,
+        }
+    return found
+
+
+def seconds_for(network: nn.Module, folder: Path, batch_size: int, num_workers: int) -> tuple[float, int]:
+    """Predict a folder as `predict_folder` does, with a network that is loaded already."""
+    preparation = radiograph_preparation(CARRIED)
+    start = time.perf_counter()
+    cases = list_radiographs(folder, progress=False)
+    predicted = predict_cases(network, CaseDataset(cases, preparation, SHAPE), batch_size, num_workers, progress=False)
+    seconds = time.perf_counter() - start
+    assert not any(predicted.problems)
+    return seconds, len(cases)
+
+
+def measure(name: str, folder: Path, parts: list[Path], batch_size: int, num_workers: int) -> dict[str, Any]:
+    """Let all variants of one network take turns over the parts."""
+    variants = deploy(name, folder / name)
+    networks = {variant: load_deployed(folder / name / variant, optimize=True) for variant in variants}
+    assert all(read_deployment(folder / name / variant) == CARRIED for variant in variants)
+    with torch.inference_mode():
+        for network in networks.values():  # what TorchScript compiles at its first passes is no part of the work
+            for _ in range(4):
+                network(torch.zeros(batch_size, *SHAPE))
+    taken: dict[str, list[float]] = {variant: [] for variant in variants}
+    images = 0
+    print("measuring", name, flush=True)
+    for number, part in enumerate(parts):
+        order = list(variants) if number % 2 == 0 else list(reversed(variants))
+        for variant in order:
+            seconds, count = seconds_for(networks[variant], part, batch_size, num_workers)
+            taken[variant].append(seconds)
+        images += count
+    print("measured", name, flush=True)
+    for variant, result in variants.items():
+        ratios = [ours / whole for ours, whole in zip(taken[variant], taken["unpruned"], strict=True)]
+        result["seconds_by_part"] = taken[variant]
+        result["images_per_second"] = images / sum(taken[variant])
+        if variant != "unpruned":
+            result["time_reduction"] = 1 - sum(taken[variant]) / sum(taken["unpruned"])
+            result["median_time_reduction_of_parts"] = 1 - statistics.median(ratios)
+            result["realized"] = result["time_reduction"] / result["mac_reduction"]
+    return {"images": images, "variants": variants}
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--parts", type=int, default=10)
+    parser.add_argument("--matrix", type=int, default=1024)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--num_workers", type=int, default=1)
+    options = parser.parse_args()
+    root = Path(tempfile.mkdtemp())
+    try:
+        parts = write_images(root / "images", options.images, options.parts, options.matrix)
+        result: dict[str, Any] = {
+            "command": "python tests/benchmarks/inference.py --output docs/results/inference.json",
+            "versions": {
+                "python": platform.python_version(),
+                "package": mbp.__version__,
+                **{package: version(package) for package in ("torch", "monai", "pydicom")},
+            },
+            "device": device_name("cpu"),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "batch_size": options.batch_size,
+            "num_workers": options.num_workers,
+            "images": f"{options.images} uncompressed DICOM radiographs of about {options.matrix} x {options.matrix} "
+            f"pixels, 12 and 16 bits: synthetic ones, repeated under new UIDs; network input {SIZE} x {SIZE}",
+            "realized": "share of the MAC reduction that is saved on the clock, end to end",
+            "networks": {},
+        }
+        if options.output.is_file():
+            result["networks"] = json.loads(options.output.read_text(encoding="utf-8"))["networks"]
+        for name in options.networks:
+            result["networks"][name] = measure(name, root, parts, options.batch_size, options.num_workers)
+            options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

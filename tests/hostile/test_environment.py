@@ -1,0 +1,299 @@
+"""What ends a long run from outside ends it in words, and leaves what was saved: on real disks, with real workers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from torch import nn
+
+import monai_basisprune as mbp
+from monai_basisprune.errors import BasisPruneError, ConfigurationError
+from monai_basisprune.failures import explain_failure
+from monai_basisprune.files import write_atomically
+from monai_basisprune.handlers import FailureHandler, PrunedNetworkSaver
+from tests.bundle_runs import BUNDLE, FAILED_WORDS, ROOT, TINY_PRUNE, config_files, write_overlay
+from tests.handlers.engines import cases, network_and_optimizer, trainer
+from tests.networks import tiny_classifier
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="disks and limits are those of POSIX")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this system does not let a test mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
+
+
+class AtEpoch:
+    """Does something when an epoch starts."""
+
+    def __init__(self, epoch: int, act: Callable[[], object]) -> None:
+        self.epoch = epoch
+        self.act = act
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED(once=self.epoch), self.act)
+
+
+def run(folder: Path, act: Callable[[], object] = lambda: None, epochs: int = 3, **arguments: Any) -> Engine:
+    """Train for three epochs; something happens when the second one starts."""
+    network, optimizer = network_and_optimizer()
+    files = arguments.pop("files", 2)
+    handlers = [FailureHandler(folder, network, files), AtEpoch(2, act), PrunedNetworkSaver(network, folder)]
+    engine = trainer(network, optimizer, handlers, epochs=epochs, **arguments)
+    engine.logger.setLevel(100)
+    engine.run()
+    return engine
+
+
+def networks_in(folder: Path) -> list[nn.Module]:
+    return [mbp.load_pruned(tiny_classifier(0), path) for path in sorted(folder.glob("*.pt"))]
+
+
+def fill(folder: Path) -> None:
+    with open(folder / "other", "wb", buffering=0) as file:
+        while True:
+            try:
+                if not file.write(bytes(4096)):
+                    return
+            except OSError:
+                return
+
+
+def test_without_trouble_it_changes_nothing(tmp_path: Path) -> None:
+    engine = run(tmp_path / "output")
+    assert engine.state.epoch == 3
+    assert len(networks_in(tmp_path / "output")) == 1
+    assert not (tmp_path / "output" / ".writable").exists()
+
+
+def test_a_full_disk_ends_the_training_and_keeps_the_last_network(disk: Path) -> None:
+    before = {}
+
+    def act() -> None:
+        before.update({path.name: path.read_bytes() for path in disk.iterdir()})
+        fill(disk)
+
+    with pytest.raises(BasisPruneError, match=r"ended in epoch 2\..*make room, or pass --output_dir.*left as it is"):
+        run(disk, act)
+    assert {path.name: path.read_bytes() for path in disk.iterdir() if path.name != "other"} == before
+    assert len(networks_in(disk)) == 1
+
+
+def test_a_disk_without_room_is_an_error_before_the_training(disk: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"output_dir has 0 MiB left, and .* may need \d+ MiB: make room"):
+        run(disk, files=10_000)
+    assert list(disk.iterdir()) == []
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_limit_on_files_ends_the_training_and_keeps_the_last_network(tmp_path: Path) -> None:
+    limit = largest_file(1000)
+    try:
+        with pytest.raises(BasisPruneError, match=r"ended in epoch 2\..*make room, or pass --output_dir"):
+            run(tmp_path, limit.__enter__)
+    finally:
+        limit.__exit__(None, None, None)
+    assert len(networks_in(tmp_path)) == 1
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_read_only_folder_is_an_error_before_the_training(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(ConfigurationError, match=r"output_dir cannot be written to \(Read-only file system\)"):
+        run(disk)
+
+
+def test_a_folder_that_becomes_read_only_ends_the_training(disk: Path) -> None:
+    with pytest.raises(BasisPruneError, match="its folder or its disk is read-only"):
+        run(disk, lambda: subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True))
+    assert len(networks_in(disk)) == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("")
+    with pytest.raises(ConfigurationError, match="output_dir cannot be written to"):
+        run(tmp_path / "output")
+
+
+def test_a_lost_drive_ends_the_training_and_nothing_is_written_in_its_place(disk: Path) -> None:
+    with pytest.raises(BasisPruneError, match="output_dir is gone, or another folder than when the run started"):
+        run(disk, lambda: subprocess.run(["umount", "-l", str(disk)], check=True))
+    assert list(disk.iterdir()) == []
+
+
+def test_a_folder_that_vanishes_ends_the_training_and_nothing_is_written_in_its_place(tmp_path: Path) -> None:
+    folder, away = tmp_path / "output", tmp_path / "away"
+    with pytest.raises(BasisPruneError, match="output_dir is gone, or another folder"):
+        run(folder, lambda: shutil.move(folder, away))
+    assert not folder.exists()
+    assert len(networks_in(away)) == 1
+
+
+def test_a_loss_that_diverges_ends_the_training_at_once(tmp_path: Path) -> None:
+    network, _ = network_and_optimizer()
+    optimizer = torch.optim.SGD(mbp.trainable_parameters(network), lr=1e30)
+    handlers = [FailureHandler(tmp_path, network, 2), PrunedNetworkSaver(network, tmp_path)]
+    engine = trainer(network, optimizer, handlers, epochs=50)
+    engine.logger.setLevel(100)
+    with pytest.raises(
+        BasisPruneError, match=r"loss is NaN or infinite in epoch 1, batch \d: .* smaller --learning_rate"
+    ):
+        engine.run()
+    assert list(tmp_path.iterdir()) == []
+
+
+class Dies:
+    """A transform that ends its process."""
+
+    def __call__(self, item: Any) -> Any:
+        os._exit(1)
+
+
+def test_a_worker_that_dies_ends_the_training(tmp_path: Path) -> None:
+    data = DataLoader(Dataset(cases(), Dies()), batch_size=4, num_workers=1)
+    with pytest.raises(BasisPruneError, match=r"A process that loads images has died: .*smaller --num_workers"):
+        run(tmp_path, data=data)
+
+
+def test_memory_that_runs_out_ends_the_training(tmp_path: Path) -> None:
+    def greedy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.empty(2**55).sum()
+
+    with pytest.raises(BasisPruneError, match=r"memory of the device or of the computer is used up.*--batch_size"):
+        run(tmp_path, loss_function=greedy)
+
+
+def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
+    def wrong(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        raise KeyError("nothing of the system")
+
+    with pytest.raises(KeyError, match="nothing of the system"):
+        run(tmp_path, loss_function=wrong)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "x"), "disk is full"),
+        (OSError(errno.EFBIG, "x"), "limit on the size of files"),
+        (PermissionError(errno.EACCES, "x"), "read-only"),
+        (OSError(errno.EIO, "x"), "network drive"),
+        (FileNotFoundError(errno.ENOENT, "x"), "gone that was there"),
+        (OSError(errno.EMFILE, "x"), "ulimit -n"),
+        (MemoryError(), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--batch_size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. "), "shared memory"),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0: file write failed"), "network"),
+    ],
+)
+def test_each_failure_has_its_words(error: Exception, words: str) -> None:
+    try:
+        try:
+            raise error
+        except Exception as inner:
+            raise RuntimeError("of another library") from inner
+    except RuntimeError as outer:
+        text = explain_failure(outer)
+    assert text is not None
+    assert words in text
+    assert "left as it is" in text
+
+
+def test_what_is_no_failure_of_the_system_is_not_explained() -> None:
+    assert explain_failure(RuntimeError("shapes cannot be multiplied")) is None
+    assert explain_failure(FileNotFoundError(errno.ENOENT, "x"), running=False) is None
+    assert explain_failure(ValueError("out of memory of mine")) is None
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one(disk: Path) -> None:
+    write_atomically(disk / "study.json", "earlier")
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(disk / "study.json", bytes(1 << 20))
+    assert (disk / "study.json").read_text() == "earlier"
+    assert [path.name for path in disk.iterdir()] == ["study.json"]
+
+
+def start(tmp_path: Path, output: Path, **settings: Any) -> subprocess.Popen[str]:
+    """Start the bundle as the README does."""
+    overlay = write_overlay(tmp_path, {**TINY_PRUNE, "output_dir": str(output), **settings})
+    command = [sys.executable, "-m", "monai.bundle", "run", "prune", "--bundle_root", str(BUNDLE.relative_to(ROOT))]
+    command += ["--config_file", str(config_files(["train", "prune"], overlay))]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_in_words(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    process = start(tmp_path, output, transfer_epochs=2000)
+    try:
+        for _ in range(3000):
+            if list(output.glob("work/networks/*.pt")) or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode not in (0, None)
+    assert "monai_basisprune: interrupted." in errors
+    assert FAILED_WORDS not in errors
+    assert not (output / "study.json").exists()
+    assert list(output.glob("work/networks/*.pt"))
+
+
+@pytest.mark.slow
+def test_a_run_of_the_bundle_that_diverges_fails_in_words(tmp_path: Path) -> None:
+    process = start(tmp_path, tmp_path / "output", learning_rate=1e30, transfer_epochs=3)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode not in (0, None)
+    assert "The loss is NaN or infinite in epoch 1" in errors
+    assert FAILED_WORDS not in errors
+
+
+@pytest.mark.slow
+def test_a_run_of_the_bundle_on_a_full_disk_fails_in_words(tmp_path: Path, disk: Path) -> None:
+    process = start(tmp_path, disk)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode not in (0, None)
+    assert "disk" in errors
+    assert FAILED_WORDS not in errors
