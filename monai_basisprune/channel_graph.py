@@ -20,7 +20,10 @@ from .errors import LayerSelectionError
 from .forward import example_input, forward_pass
 from .layers import DecomposedLayer
 
-__all__ = ["ChannelGroup", "channel_groups", "probe_network"]
+__all__ = ["BASES_ALONE", "ChannelGroup", "channel_groups", "probe_network"]
+
+BASES_ALONE = "Its bases can be removed alone: use prune_, or, in a bundle, lay configs/bases.json over prune.json."
+"""What to do with a network whose channels have to stay."""
 
 _TOLERANCE = 1e-6
 _BATCH = 2
@@ -90,7 +93,7 @@ def channel_groups(network: nn.Module, input_shape: Sequence[int]) -> list[Chann
     if not groups:
         raise LayerSelectionError(
             f"Torch-Pruning cannot trace {type(network).__name__}, so none of its channels can be removed: no gradient "
-            f"leads from its output to a layer. Its bases can be: use prune_ alone."
+            f"leads from its output to a layer. {BASES_ALONE}"
         )
     return _checked(probe, x, groups)
 
@@ -173,7 +176,7 @@ def _coupled(probe: nn.Module, x: torch.Tensor) -> Iterator[list[tuple[str, str,
     except Exception as error:  # it raises many types, where an operation is unknown to it
         raise LayerSelectionError(
             f"Torch-Pruning cannot trace {type(probe).__name__}, so none of its channels can be removed "
-            f"({type(error).__name__}: {error}). Its bases can be: use prune_ alone."
+            f"({type(error).__name__}: {error}). {BASES_ALONE}"
         ) from error
 
 

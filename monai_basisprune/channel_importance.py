@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .channel_graph import ChannelGroup, channel_groups
+from .channel_graph import BASES_ALONE, ChannelGroup, channel_groups
 from .channel_slices import channel_count
 from .distributed import average_over_processes
+from .errors import LayerSelectionError
 from .importance import NORMALIZATIONS, all_finite
 
 __all__ = ["ChannelTaylorImportance"]
@@ -36,9 +37,9 @@ class ChannelTaylorImportance:
         normalization: ``"none"`` (default), ``"l2"``, ``"mean"`` or ``"max"`` of the group.
 
     Raises:
-        LayerSelectionError: if the network holds no decomposed layer, or cannot be traced.
-        ValueError: if the network cannot process the input, none of its channels can be removed, or an option is
-            unknown.
+        LayerSelectionError: if the network holds no decomposed layer, cannot be traced, or none of its channels can be
+            removed.
+        ValueError: if the network cannot process the input, or an option is unknown.
 
     Example:
         >>> from monai_basisprune import decompose
@@ -69,7 +70,14 @@ class ChannelTaylorImportance:
         self.reset()
         if not self._groups:
             lines = "\n".join(f"  - {group.name}: {group.kept_because}" for group in self._kept)
-            raise ValueError(f"No channel of {type(self.network).__name__} can be removed:\n{lines}")
+            raise LayerSelectionError(
+                f"No channel of {type(self.network).__name__} can be removed:\n{lines}\n{BASES_ALONE}"
+            )
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups whose channels are ranked."""
+        return list(self._groups.values())
 
     def __enter__(self) -> ChannelTaylorImportance:
         return self

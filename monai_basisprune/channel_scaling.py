@@ -151,6 +151,13 @@ class ChannelScalingImportance:
         """Find the groups of channels anew; needed after channels were removed."""
         self._groups: list[ChannelGroup] = channel_groups(self.network, self.input_shape)
 
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups whose channels are ranked: those with scaling."""
+        scaled = {name for name, _ in channel_scalings(self.network)}
+        free = [group for group in self._groups if group.kept_because is None]
+        return [g for g in free if any(side == "out" and name in scaled for name, side in g.sides())]
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Return one score in [0, 1] for each channel: ``{group: tensor of shape (channels,)}``, on the host.
 
@@ -167,10 +174,8 @@ class ChannelScalingImportance:
         if largest == 0:
             raise ValueError("All channel scaling weights are 0, so none is above another: lower the penalty.")
         scores = {}
-        for group in self._groups:
+        for group in self.groups:
             sides = [(name, side) for name, side in group.sides() if side == "out" and name in weights]
-            if group.kept_because is not None or not sides:
-                continue
             try:
                 found = [weights[side[0]][torch.tensor([u[side] for u in group.units])].amax(dim=1) for side in sides]
             except IndexError as error:

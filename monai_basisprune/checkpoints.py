@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -92,9 +93,11 @@ class RunCheckpoints:
         return None
 
     def remove(self) -> None:
-        """Remove all checkpoints: the run has ended."""
+        """Remove all checkpoints, and their folder if it holds nothing else: the run has ended."""
         for path in self._files():
             path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _files(self) -> list[Path]:
         """Return the files, the newest first."""

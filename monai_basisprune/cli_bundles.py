@@ -72,11 +72,28 @@ def add_prune_command(subparsers: Any) -> None:
         help="of a bundle, the key of the patient's id in its data; without it, every image counts as a patient of its "
         "own",
     )
+    parser.add_argument(
+        "--channels",
+        action="store_true",
+        default=None,
+        help="of a bundle, remove channels as well, where they matter less for each parameter than the bases; without "
+        "it, bases alone go; of images, both go anyway",
+    )
     parser.add_argument("--seed", type=int, help="seed of the run")
     parser.set_defaults(run=_prune, overrides={})
 
 
-_OPTIONS = ("targets", "budget", "transfer_epochs", "epochs_per_round", "margin", "selection", "patient_key", "seed")
+_OPTIONS = (
+    "targets",
+    "budget",
+    "transfer_epochs",
+    "epochs_per_round",
+    "margin",
+    "selection",
+    "patient_key",
+    "channels",
+    "seed",
+)
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -93,6 +110,8 @@ def _prune(options: argparse.Namespace) -> None:
         return
     if "patient_key" in given:
         raise ConfigurationError("--patient_key is for bundles; the patients of images are set by --patient_column.")
+    if "channels" in given:
+        raise ConfigurationError("--channels is for bundles; of images, channels are removed with the bases anyway.")
     overrides = {**options.overrides, **given, "dataset_dir": options.source}
     run_shipped_bundle(options.bundle or _DEFAULT_BUNDLE, "prune", ("train", "prune"), options.output, overrides)
 

@@ -41,7 +41,7 @@ class CurvePoint:
         auc: the AUC with its interval, as JSON types.
         difference: its difference to the unpruned network on the same cases; None for the unpruned one.
         structure: tells networks that keep other bases or channels apart; see
-            :func:`~monai_basisprune.snapshot.structure_of`.
+            :func:`~monai_basisprune.structure.structure_of`.
     """
 
     epoch: int

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -24,12 +25,16 @@ __all__ = [
     "end_processes",
     "from_first_process",
     "gathered",
+    "leave_processes",
     "process_count",
     "process_rank",
     "start_processes",
     "synchronized_norms",
     "wrapped",
 ]
+
+_PATIENCE = timedelta(hours=24)
+"""How long the others wait while the first process reads a cohort or tests; where one has ended, torchrun ends all."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -60,13 +65,19 @@ def start_processes(device: torch.device | str = "cpu") -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     return device
 
 
 def end_processes() -> None:
     """Leave the group of processes, where this is one of several."""
     if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def leave_processes() -> None:
+    """Leave the group after an error; that of NCCL, which would wait for the others, ends with the process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 
@@ -120,7 +131,7 @@ def gathered(value: Any) -> list[Any]:
     longest = max(int(size) for size in sizes)
     parts = [torch.zeros(longest, dtype=torch.uint8, device=_device()) for _ in range(process_count())]
     dist.all_gather(parts, nn.functional.pad(content, (0, longest - content.numel())))
-    return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
+    return [json.loads(part[: int(size)].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
 def from_first_process(make: Callable[[], _Result]) -> _Result:
@@ -157,12 +168,17 @@ def by_first_process(function: Callable[_Arguments, _Result]) -> Callable[_Argum
 def wrapped(network: nn.Module) -> nn.Module:
     """Return a network as several processes train it, in ``DistributedDataParallel``; alone, it is the network.
 
-    Wrap it again whenever parameters were replaced, as :func:`~monai_basisprune.prune_` does: what was wrapped before
-    goes on averaging the gradients of the old ones. Statistics of norms are not sent around, since
-    :func:`synchronized_norms` keeps them equal.
+    All processes take the values that the first one has, since theirs may differ in the last digits, as after a
+    pretraining on a GPU. Wrap it again whenever parameters were replaced, as :func:`~monai_basisprune.prune_` does:
+    what was wrapped before goes on averaging the gradients of the old ones. Between two wraps, statistics of norms are
+    not sent around, since :func:`synchronized_norms` keeps them equal.
     """
     if process_count() == 1:
         return network
+    for buffer in network.buffers():  # DistributedDataParallel sends the parameters
+        value = buffer.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(value, src=0)
+        buffer.copy_(value)
     device = next(network.parameters()).device
     return DistributedDataParallel(
         network, device_ids=None if device.type == "cpu" else [device], broadcast_buffers=False

@@ -20,6 +20,7 @@ _LOST = {
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)")
+_PEER = re.compile(r"(closed|reset) by peer|remote process exited", re.IGNORECASE)
 _WRITER = re.compile(r"PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+")
 _KEPT = "What was saved before is left as it is."
 
@@ -85,6 +86,8 @@ def _of_text(error: BaseException) -> str | None:
             "A process that loads images has died: it was stopped from outside, or ran out of memory or shared memory. "
             "Pass a smaller --num_workers (0 loads in the main process, and shows the reason if it is in the images)."
         )
+    if isinstance(error, RuntimeError) and _PEER.search(text):
+        return "Another one of the processes has ended, and this one cannot go on alone: its own message says why."
     if isinstance(error, RuntimeError) and _WRITER.search(text):
         return (
             "A network cannot be written, most likely because the disk is full or gone: make room, or pass "

@@ -10,6 +10,7 @@ from torch import nn
 
 from .activation import output_moments, raise_problems
 from .decomposition import decomposed_layers
+from .errors import ConfigurationError
 
 __all__ = [
     "NORMALIZATIONS",
@@ -33,11 +34,11 @@ def all_finite(gradients: Iterable[torch.Tensor], skip_nonfinite: bool) -> bool:
     """Return whether gradients are finite.
 
     Raises:
-        ValueError: if they are not, unless ``skip_nonfinite`` is set.
+        ConfigurationError: if they are not, unless ``skip_nonfinite`` is set.
     """
     finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
     if not finite and not skip_nonfinite:
-        raise ValueError(
+        raise ConfigurationError(
             "accumulate() found infinite or NaN gradients: lower the learning rate or check the images; scores "
             "made of them would be meaningless."
         )

@@ -87,19 +87,22 @@ def inspect_network(network: nn.Module, input_shape: Sequence[int] | None = None
             basis, scaling = layer.basis.weight.detach(), layer.scaling
             weight = _product(basis, scaling.weight.detach(), scaling.scaling_factors.detach(), layer.groups)
             kind, rank, reason = type(layer.basis).__name__, layer.rank(), None
+            most = layer.max_rank  # before any channel went, which the weight does not tell
         else:
             lazy = any(is_lazy(parameter) for parameter in module.parameters())
             weight = torch.zeros(0) if lazy else layer.weight.detach()
-            kind, rank = type(module).__name__, None
+            kind, rank, most = type(module).__name__, None, None
             reason = cannot.get(name) or (reasons[name] if isinstance(module, nn.Linear) else None)
         size = sum(p.numel() for p in module.parameters() if not is_lazy(p))
         groups = 0 if name in cannot else getattr(layer, "groups", 1)
-        found.append(_inspection(name, kind, weight, size, count, rank, groups, reason))
+        found.append(_inspection(name, kind, weight, size, count, rank, groups, reason, most))
     return found
 
 
 def inspect_weights(
-    state: Mapping[str, torch.Tensor], groups: Mapping[str, int] | None = None
+    state: Mapping[str, torch.Tensor],
+    groups: Mapping[str, int] | None = None,
+    original_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[LayerInspection]:
     """Inspect the layers of a state dict, of which only the shapes tell what they are.
 
@@ -109,6 +112,7 @@ def inspect_weights(
     Args:
         state: tensors by name.
         groups: the groups of convolutions by name, where they are known; by default 1.
+        original_shapes: the shapes of weights by name of the layer, where channels were removed since.
     """
     known = dict(groups or {})
     found = []
@@ -129,7 +133,10 @@ def inspect_weights(
             weight = _product(tensor, scaling, factors, known[name])
             size += scaling.numel() + factors.numel()
         size += 0 if bias is None else bias.numel()
-        found.append(_inspection(name, _TYPES[tensor.ndim], weight, size, None, rank, known.get(name, 1), None))
+        original = (original_shapes or {}).get(name)
+        share = known.get(name, 1)
+        most = None if rank is None or original is None else _most_bases(original, share)
+        found.append(_inspection(name, _TYPES[tensor.ndim], weight, size, None, rank, share, None, most))
     return found
 
 
@@ -142,7 +149,15 @@ def _product(basis: torch.Tensor, scaling: torch.Tensor, factors: torch.Tensor, 
 
 
 def _inspection(
-    name: str, kind: str, weight: torch.Tensor, size: int, macs: int | None, rank: int | None, groups: int, reason: Any
+    name: str,
+    kind: str,
+    weight: torch.Tensor,
+    size: int,
+    macs: int | None,
+    rank: int | None,
+    groups: int,
+    reason: Any,
+    most: int | None,
 ) -> LayerInspection:
     shape = tuple(weight.shape)
     if not groups or not weight.numel():  # nothing of it can be decomposed
@@ -151,7 +166,6 @@ def _inspection(
         reason, energies = "the weight holds NaN or infinite values", []
     else:
         energies = _energies(weight, groups)
-    max_rank = groups * min(shape[0] // groups, math.prod(shape[1:]))
     kernel = shape[2:]
     return LayerInspection(
         name=name,
@@ -160,13 +174,17 @@ def _inspection(
         parameters=size,
         macs=macs,
         rank=rank,
-        max_rank=max_rank,
+        max_rank=_most_bases(shape, groups) if most is None else most,
         break_even_rank=break_even_rank(shape[0], shape[1] * groups, kernel, groups),
         rank_90=_fewest(energies, 0.9),
         rank_99=_fewest(energies, 0.99),
         spectrum=_samples(energies),
         skipped=reason,
     )
+
+
+def _most_bases(shape: Sequence[int], groups: int) -> int:
+    return groups * min(shape[0] // groups, math.prod(shape[1:]))
 
 
 def _energies(weight: torch.Tensor, groups: int) -> list[float]:

@@ -10,7 +10,7 @@ from monai.data import CacheDataset
 from monai.data.utils import set_rnd
 from torch.utils.data import Sampler
 
-from .distributed import process_count, process_rank
+from .distributed import from_first_process, process_count, process_rank
 from .errors import ConfigurationError
 
 __all__ = ["EpochBatches", "EveryNth", "SeededCacheDataset"]
@@ -73,7 +73,7 @@ class EpochBatches(Sampler[list[int]]):
                 f"that is a multiple of {process_count()}."
             )
         self.cases = cases
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.seed = from_first_process(_new_seed) if seed is None else seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -113,3 +113,7 @@ class EveryNth(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Yield the cases of this process."""
         yield from range(process_rank(), len(self.cases), process_count())
+
+
+def _new_seed() -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0])

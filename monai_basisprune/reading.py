@@ -35,7 +35,10 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
         OSError: if it cannot be read.
     """
     with open(path, "rb") as file:
-        content = file.read(most + 1)
+        # what is asked for is reserved at once, however small the file
+        content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
+        if len(content) <= most and (rest := file.read(1)):  # it has no size, or grows
+            content += rest + file.read(most - len(content))
     if len(content) > most:
         raise ValueError(f"it is larger than {most >> 20} MiB, which is the most that is read")
     return content

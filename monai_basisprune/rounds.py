@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .budgets import Budget
-from .channel_graph import ChannelGroup, channel_groups
+from .channel_graph import ChannelGroup
 from .channel_selection import Tally
 from .channel_trial import Side
 from .channels import cut_channels_, prune_channels_
@@ -20,7 +20,7 @@ from .distributed import agreed
 from .errors import BudgetError, ConfigurationError
 from .joint_pruning import JointResult, prune_jointly_
 from .pruning import PruneResult, check_budget, keep_bases_, prune_
-from .snapshot import kept_parts, positions_of, removed_of, structure_of
+from .structure import kept_parts, positions_of, removed_of, structure_of
 
 __all__ = ["ChannelScores", "CollectsGradients", "RoundPruner", "RoundScores", "Scores"]
 
@@ -39,6 +39,11 @@ class ChannelScores(Protocol):
     """Ranks the channels of a network."""
 
     input_shape: tuple[int, ...]
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups whose channels are ranked."""
+        ...
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return one score for each channel, ``{group: tensor of shape (channels,)}``."""
@@ -135,11 +140,12 @@ class RoundPruner:
     def check(self, budgets: Sequence[Budget]) -> None:
         """Check, before any training, that the budgets of all rounds can be met.
 
+        Where bases go first, to a budget of their own, a budget of channels is refused if no choice of bases would
+        allow it; which bases are left, and so whether the one that is made allows it, is not known before the cut.
+
         Raises:
             BudgetError: if one cannot; the message holds the largest budget that can.
             ConfigurationError: if there are not as many budgets of channels.
-            LayerSelectionError: if the network cannot be traced.
-            ValueError: if it cannot process the input.
         """
         if self.channel_budgets is not None and len(budgets) not in (0, len(self.channel_budgets)):
             raise ConfigurationError(
@@ -150,10 +156,9 @@ class RoundPruner:
             for budget in budgets:
                 check_budget(self.network, budget)
         if self.channel_importance is not None:
-            shape = self.channel_importance.input_shape
-            groups = channel_groups(self.network, shape)
-            for budget in budgets if self.channel_budgets is None else self.channel_budgets:
-                _check_with_channels(self.network, groups, budget, shape, self.channel_budgets is None)
+            jointly = self.channel_budgets is None
+            for budget in self.channel_budgets or budgets:
+                _check_with_channels(self.network, self.channel_importance, budget, jointly, bases=bool(budgets))
 
     def cut(
         self, budget: Budget | None, scores: RoundScores, channel_budget: Budget | None = None
@@ -233,18 +238,19 @@ def _check_units(importance: Scores, channel_importance: ChannelScores) -> None:
 
 
 def _check_with_channels(
-    network: nn.Module, groups: Sequence[ChannelGroup], budget: Budget, input_shape: Sequence[int], jointly: bool
+    network: nn.Module, importance: ChannelScores, budget: Budget, jointly: bool, bases: bool
 ) -> None:
-    """Check that a budget can be met with one basis left in each group of each layer, and one channel in each group."""
+    """Check that a budget can be met with one channel left in each group and, if they go, one basis in each layer."""
     if budget.quantity == "threshold" and not jointly:
         return
     if budget.quantity not in ("parameters", "macs"):
         raise BudgetError(f"{budget} is not one of bases and channels together: ask for a share of parameters or macs.")
-    tally = Tally(network, budget, input_shape)
-    for name, layer in decomposed_layers(network):
+    tally = Tally(network, budget, importance.input_shape)
+    for name, layer in decomposed_layers(network) if bases else ():
         tally.remove_bases(name, layer.rank() - layer.groups)
-    for group in groups:
-        for unit in group.units[1:] if group.kept_because is None else ():
+    for group in importance.groups:
+        for unit in group.units[1:]:
             tally.remove(unit)
     if tally.left > tally.cost.allowed:
-        raise BudgetError(tally.impossible(budget, "with one basis left in every layer and one channel in every group"))
+        least = "with one basis left in every layer and one channel in every group"
+        raise BudgetError(tally.impossible(budget, least if bases else "with one channel left in every group"))

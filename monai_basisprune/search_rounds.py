@@ -9,12 +9,13 @@ from typing import Any
 from .budgets import Budget
 from .curve import CurvePoint
 from .errors import ConfigurationError, PlanMismatchError
-from .evidence.feasibility import SampleProblem, patients_by_class, sample_problem
+from .evidence.feasibility import SampleProblem, patients_by_class, sample_problem, several_classes
 from .joint_pruning import JointResult
 from .pruning import PruneResult
 from .rounds import RoundPruner, RoundScores
 from .search import MetricSearch
-from .snapshot import NetworkSnapshot, restore_, structure_of, take_snapshot
+from .snapshot import NetworkSnapshot, restore_, take_snapshot
+from .structure import structure_of
 
 __all__ = ["SearchRounds"]
 
@@ -76,7 +77,8 @@ class SearchRounds:
         if self.search.rule == "point":
             return None
         positives, negatives = patients_by_class(labels, patients)
-        problem = sample_problem(self.search.margin, auc, positives, negatives, source, self.confidence)
+        several = several_classes(labels)
+        problem = sample_problem(self.search.margin, auc, positives, negatives, source, self.confidence, several)
         if problem is not None and self.on_small_validation == "raise":
             raise ConfigurationError(
                 f"{problem.message} Add patients to the validation set, take a larger auc_margin, or set "

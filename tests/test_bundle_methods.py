@@ -11,7 +11,7 @@ import torch
 
 import monai_basisprune as mbp
 from monai_basisprune.report import load_study
-from monai_basisprune.snapshot import structure_of
+from monai_basisprune.structure import structure_of
 
 from .bundle_runs import TINY_PRUNE, own_error, run_in_python, tiny_densenet, write_overlay
 from .networks import relative_error

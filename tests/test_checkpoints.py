@@ -24,8 +24,12 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path):
     found = RunCheckpoints(tmp_path / "new", SETTINGS).load()
     assert found is not None
     assert (found.epoch, found.state["value"].item(), found.warnings) == (4, 4, ())
+    (tmp_path / "new" / "other").touch()
     checkpoints.remove()
-    assert os.listdir(tmp_path / "new") == []
+    assert os.listdir(tmp_path / "new") == ["other"]
+    (tmp_path / "new" / "other").unlink()
+    checkpoints.remove()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "code"])

@@ -92,7 +92,8 @@ def test_prune_hands_its_options_on(calls, bundle: str, capsys) -> None:
     assert capsys.readouterr().out == "made\n"
     words = ["prune", bundle, "b", "--targets", "0.4", "0.6", "--margin", "0.02", "--patient_key", "patient"]
     words += ["--dataset_dir", "/data/x", "--train#dataloader#batch_size=4", "--amp", "true", "--seed", "0"]
-    assert cli.main([*words, "--network_def", '{"a": 1}', "--budget", "macs", "--selection", "interval"]) == 0
+    words += ["--network_def", '{"a": 1}', "--budget", "macs", "--selection", "interval", "--channels"]
+    assert cli.main(words) == 0
     assert calls[-1][1] == {
         "overrides": {
             "dataset_dir": "/data/x",
@@ -105,6 +106,7 @@ def test_prune_hands_its_options_on(calls, bundle: str, capsys) -> None:
         "margin": 0.02,
         "selection": "interval",
         "patient_key": "patient",
+        "channels": True,
         "seed": 0,
     }
 
@@ -118,6 +120,8 @@ def test_prune_of_images_runs_a_bundle_of_the_package(calls, tmp_path: Path, cap
     assert calls[-1][0][0] == "volume_classification"
     assert cli.main(["prune", images, "out", "--patient_key", "p"]) == 2
     assert "the patients of images are set by --patient_column" in capsys.readouterr().err
+    assert cli.main(["prune", images, "out", "--channels"]) == 2
+    assert "of images, channels are removed with the bases anyway" in capsys.readouterr().err
 
 
 def test_bundle_and_images_are_not_mixed_up(calls, bundle: str, tmp_path: Path, capsys) -> None:

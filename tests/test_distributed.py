@@ -25,6 +25,7 @@ from monai_basisprune.distributed import (
     wrapped,
 )
 from monai_basisprune.errors import ConfigurationError
+from monai_basisprune.training import recalibrate_norm_statistics_
 from tests.distributed_run import run
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,52 @@ start_processes()
 def fail():
     raise ValueError("the first one cannot")
 from_first_process(fail)
+"""
+
+
+SHARED = """
+import json, sys
+from pathlib import Path
+import torch
+from torch import nn
+from monai_basisprune.data.identifiers import known
+from monai_basisprune.distributed import *
+from monai_basisprune.errors import PlanMismatchError
+from monai_basisprune.handlers import FailureHandler, NormStatisticsHandler, RunCheckpointHandler
+from monai_basisprune.loading import EpochBatches
+from monai_basisprune.workflow.cohort import PreparedCohort, prepared_once
+from tests.handlers.engines import network_and_optimizer, trainer
+torch.set_num_threads(1)
+start_processes()
+rank, folder = process_rank(), Path(sys.argv[1])
+out = {"seed": EpochBatches(range(8), 4, seed=None).seed}
+torch.manual_seed(0)
+whole = torch.randn(8, 3, 4, 4, dtype=torch.float64)
+norm = nn.BatchNorm2d(3).double()
+part = [{"image": whole[start + rank * 2 : start + rank * 2 + 2]} for start in (0, 4)]
+NormStatisticsHandler(norm, "recalibrate", part)(None)
+out["recalibrated"] = norm.running_mean.tolist() + norm.running_var.tolist()
+norm.running_mean.fill_(rank)
+wrapped(norm)
+out["wrapped"] = norm.running_mean.tolist()
+
+@prepared_once(PreparedCohort)
+def prepare():
+    known.remember(["Mustermann"])
+    return PreparedCohort(Path("images"), Path("datalist.json"), {"prepared by": process_rank()}, False)
+
+out["cohort"], out["shown"] = prepare().datalist, known.redacted("an error of Mustermann")
+network, optimizer = network_and_optimizer()
+handlers = [FailureHandler(folder, network, 1), RunCheckpointHandler(folder / "own" / str(rank), {"n": network}, {})]
+trainer(network, optimizer, handlers, epochs=1).run()
+try:
+    trainer(network, optimizer, handlers[1:], epochs=2).run()
+except PlanMismatchError as error:
+    out["refused"] = str(error)
+told = gathered(out)
+if rank == 0:
+    print(json.dumps(told))
+end_processes()
 """
 
 
@@ -122,6 +169,27 @@ def test_what_processes_tell_each_other(tmp_path: Path):
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert out["running"] == pytest.approx(norm.running_mean.tolist() + norm.running_var.tolist(), rel=1e-12)
+
+
+def test_what_processes_share(tmp_path: Path):
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    done = torchrun([str(script), str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    assert first == second  # the seed was drawn once
+    torch.manual_seed(0)
+    whole, norm = torch.randn(8, 3, 4, 4, dtype=torch.float64), nn.BatchNorm2d(3).double()
+    recalibrate_norm_statistics_(norm, whole.split(4))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    wanted = norm.running_mean.tolist() + norm.running_var.tolist()
+    assert first["recalibrated"] == pytest.approx(wanted, rel=1e-12)
+    assert first["wrapped"] == [0.0, 0.0, 0.0]
+    assert first["cohort"] == {"prepared by": 0}
+    assert first["shown"] == "an error of [removed]"
+    # only the first one saves, so the second one, with a folder of its own, found nothing
+    assert "different epochs, [1, None]: pass an --output_dir that all of them see" in first["refused"]
 
 
 def test_an_error_of_the_first_process_ends_all(tmp_path: Path):

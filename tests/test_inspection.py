@@ -80,6 +80,22 @@ def test_a_pruned_network_and_its_state_dict_agree() -> None:
     assert all(layer.spectrum == pytest.approx(spectra[layer.name], abs=1e-6) for layer in found)
 
 
+def test_bases_are_counted_against_those_before_channels_went() -> None:
+    shape = (1, 8, 8)
+    network = mbp.decompose(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval())
+    shapes = {"0": [8, 1, 3, 3], "3": [4, 8, 3, 3]}
+    with mbp.ChannelTaylorImportance(network, shape) as importance:
+        network(torch.rand(2, *shape)).square().mean().backward()
+        importance.accumulate()
+    mbp.prune_channels_(network, importance.scores(), mbp.Budget(parameters=0.5), shape)
+    first = inspect_network(network)[0]
+    assert first.shape[0] == 3
+    assert (first.rank, first.max_rank) == (8, 8)  # not 8 of 3
+    assert [(layer.rank, layer.max_rank) for layer in inspect_weights(network.state_dict(), None, shapes)] == [
+        (layer.rank, layer.max_rank) for layer in inspect_network(network)
+    ]
+
+
 def test_broken_weights_are_named_and_wrong_inputs_refused() -> None:
     network = layers()
     with torch.no_grad():

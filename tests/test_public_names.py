@@ -183,7 +183,7 @@ LOWER_ROOMS = {
         *("channel_scaling_layer", "channel_slices", "channel_trial", "decomposition", "forward", "layers", "errors"),
     },
     "channel_selection": {"budgets", "channel_graph", "channel_slices", "channel_trial", "errors"},
-    "channel_importance": {"channel_graph", "channel_slices", "distributed", "importance"},
+    "channel_importance": {"channel_graph", "channel_slices", "distributed", "errors", "importance"},
     "channels": {
         *("budgets", "channel_graph", "channel_selection", "channel_slices", "channel_trial", "forward", "layers"),
         *("pruning", "errors"),
@@ -248,12 +248,13 @@ LOWER_ROOMS = {
     "search": {"bisection", "budgets", "curve", "errors"},
     "rounds": {
         *("budgets", "channel_graph", "channel_selection", "channel_trial", "channels", "decomposition", "distributed"),
-        *("errors", "joint_pruning", "pruning", "snapshot"),
+        *("errors", "joint_pruning", "pruning", "structure"),
     },
     "search_rounds": {
         *(
             "search",
             "snapshot",
+            "structure",
             "budgets",
             "curve",
             "decomposition",
@@ -265,8 +266,9 @@ LOWER_ROOMS = {
         "errors",
     },
     "snapshot": {
-        *("channel_slices", "channel_trial", "factorization", "fingerprint", "decomposition", "layers", "errors"),
+        *("channel_slices", "factorization", "fingerprint", "decomposition", "layers", "structure", "errors"),
     },
+    "structure": {"channel_slices", "channel_trial", "decomposition", "factorization", "errors"},
     "distributed": {"errors"},
     "loading": {"distributed", "errors"},
     "reading": {"files"},

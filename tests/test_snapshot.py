@@ -9,7 +9,8 @@ from torch import nn
 
 import monai_basisprune as mbp
 from monai_basisprune.decomposition import decomposed_layers
-from monai_basisprune.snapshot import NetworkSnapshot, restore_, structure_of, take_snapshot
+from monai_basisprune.snapshot import NetworkSnapshot, restore_, take_snapshot
+from monai_basisprune.structure import structure_of
 
 from .networks import MONAI_NETWORKS, same_bits, snapshot, tiny_classifier
 

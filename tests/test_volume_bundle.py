@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -30,8 +31,11 @@ from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.files import sha256_of
 from monai_basisprune.inference import read_volume_deployment
 from monai_basisprune.report import load_study
+from monai_basisprune.workflow.study_bundle import export_study_bundle
+from monai_basisprune.workflow.study_network import export_study_network
 
 from .bundle_runs import ROOT, own_error, unchanged_process, write_overlay
+from .bundle_verification import verify_bundle
 from .test_metadata import MOST_BYTES, SCHEMA, targets, texts
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file", "ignore:Not all config files")
@@ -260,6 +264,38 @@ def test_the_network_file_carries_how_volumes_are_prepared(pruned: Path, images:
 
 def _table(folder: Path) -> dict[str, str]:
     return {"predictions_file": str(folder / "predictions.csv")}
+
+
+def test_a_bundle_and_a_file_are_made_of_the_study(pruned: Path, images: Path, tmp_path: Path) -> None:
+    network = {"network_def": TINY["network_def"]}
+    new = tmp_path / "volumes_pruned"
+    export_study_bundle(BUNDLE, pruned, new, network)
+    assert "metadata" in verify_bundle(new, "regular")
+    assert read_volume_deployment(new / "models") == read_volume_deployment(pruned)
+    train = json.loads((new / "configs" / "train.json").read_text())
+    assert train["volume_size"] == [16, 16, 16]  # as the network was trained, not as the source bundle has it
+    for name, root, output in (("study", BUNDLE, pruned), ("bundle", new, tmp_path / "nothing")):
+        with pytest.raises(SystemExit) as ended, unchanged_process():
+            monai.bundle.run(
+                config_file=str(root / "configs" / "inference.json"),
+                bundle_root=str(root),
+                logging_file=False,
+                dataset_dir=str(images),
+                output_dir=str(output),
+                on_problem="skip",
+                predictions_file=str(tmp_path / f"{name}.csv"),
+            )
+        assert ended.value.code == 3
+    tables = [list(csv.DictReader((tmp_path / f"{name}.csv").open())) for name in ("study", "bundle")]
+    assert len(tables[0]) == len(list((images / "images").iterdir()))
+    for one, other in zip(*tables, strict=True):
+        assert (one["case_id"], one["problem"]) == (other["case_id"], other["problem"])
+        if not one["problem"]:
+            assert float(one["probability_positive"]) == pytest.approx(float(other["probability_positive"]), abs=1e-4)
+    result = export_study_network(pruned, tmp_path / "network.ts", BUNDLE, network)
+    assert result.format == "torchscript"
+    shutil.copy(tmp_path / "network.ts", tmp_path / "model.ts")
+    assert read_volume_deployment(tmp_path) == read_volume_deployment(pruned)
 
 
 def test_the_evaluation_repeats_the_figures_of_the_run(pruned: Path, images: Path) -> None:

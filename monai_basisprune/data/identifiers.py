@@ -88,6 +88,11 @@ class PrivateTexts:
             starts = "|".join(re.escape(form) for form in sorted(self._folders, key=len, reverse=True))
             self._pattern = re.compile(rf"(?<!\w)(?:{starts})(?!\w)") if self._folders else None
 
+    def texts(self) -> set[str]:
+        """Return the texts, for another process; folders are not among them."""
+        with self._lock:
+            return set(self._texts)
+
     def forget(self) -> None:
         """Forget everything."""
         with self._lock:

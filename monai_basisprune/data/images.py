@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,9 @@ def decode_picture(content: bytes) -> npt.NDArray[np.float32]:
         ImageProblemError: if it cannot be used; the message says why, without the name of the file.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked below; others name the file
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError:
+        # no filter of warnings here: it is one for all threads, and could stay behind
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageProblemError(_too_large("more pixels than Pillow accepts")) from None
     except UnidentifiedImageError:
         raise ImageProblemError("is no PNG or JPEG picture, or its beginning is damaged") from None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monai_basisprune.data.elements import is_uid
+from monai_basisprune.data.tables import MOST_BYTES, find_column, read_table
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.reading import read_bytes
 
@@ -19,11 +17,9 @@ __all__ = [
     "LabelRow",
     "LabelTable",
     "check_class_names",
-    "find_column",
     "parse_label",
     "parse_labels",
     "read_labels",
-    "read_table",
 ]
 
 IMAGE_COLUMNS = ("image", "file", "SOPInstanceUID")
@@ -39,10 +35,8 @@ SECTIONS = {
     "test": "test",
     "testing": "test",
 }
-_DELIMITERS = (",", ";", "\t", "|")
 _INDEX = re.compile(r"(\d{1,9})(?:\.0*)?")
 _MOST_QUOTED = 10
-_MOST_BYTES, _MOST_COLUMNS, _MOST_COLUMN_NAME = 64 << 20, 500, 200
 
 
 @dataclass(frozen=True)
@@ -122,103 +116,12 @@ def parse_label(text: str, class_names: Sequence[str]) -> int | None:
     return index if 0 <= index < len(class_names) else None
 
 
-def _decode(content: bytes) -> str | None:
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encodings: tuple[str, ...] = ("utf-16",)
-    else:
-        encodings = ("utf-8-sig", "cp1252")
-    for encoding in encodings:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        return None if "\0" in text else text
-    return None
-
-
-def _split(text: str) -> tuple[list[tuple[int, list[str]]], str | None]:
-    """Split into (line, stripped cells) of the rows that are not blank; the second value is what went wrong."""
-    lines = text.splitlines()
-    skipped = 0
-    if lines and re.fullmatch(r"sep=.", lines[0].strip().lower()):  # a hint that Excel writes
-        skipped = 1
-        text = "\n".join(lines[1:])
-    header = next((line for line in text.splitlines() if line.strip(" \t,;|")), "")
-    if len(header) > _MOST_COLUMNS * _MOST_COLUMN_NAME:
-        return [], f"has a header of {len(header)} characters, which is no list of column names; save it as CSV"
-    delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows = []
-    try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                rows.append((reader.line_num + skipped, stripped))
-    except csv.Error:
-        return [], f"cannot be read as a table near line {reader.line_num + skipped} (a quotation mark is not closed?)"
-    return rows, None
-
-
 def _looks_like_data(header: Sequence[str], class_names: Sequence[str]) -> bool:
     """Tell whether the first row holds values; its cells must not be quoted then, they may name a patient."""
     return any(
         "^" in cell or "/" in cell or "\\" in cell or "." in cell or is_uid(cell) or cell[:1].isdigit()
         for cell in header
     ) or any(parse_label(cell, class_names) is not None for cell in header)
-
-
-def find_column(
-    header: Sequence[str], asked: str | None, defaults: Sequence[str], role: str
-) -> tuple[int | None, str | None]:
-    """Find a column of a table by name, in any case; returns its index, or ``None`` and a problem.
-
-    Args:
-        header: the names of the columns.
-        asked: the name that the user gave, or None.
-        defaults: the names that are looked for then.
-        role: what the column is for, in a message; `role`_column is the setting that names it.
-    """
-    folded = [name.casefold() for name in header]
-    for name in (asked.strip(),) if asked is not None else defaults:
-        count = folded.count(name.casefold())
-        if count > 1:
-            return None, f"the {role} column '{name}' occurs {count} times; rename all but one"
-        if count:
-            return folded.index(name.casefold()), None
-    wanted = f"'{asked}'" if asked is not None else " or ".join(f"'{name}'" for name in defaults)
-    near = difflib.get_close_matches((asked or defaults[0]).casefold(), folded, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(header[folded.index(name)]) for name in near)}" if near else ""
-    return None, (
-        f"no {role} column {wanted}; found columns {', '.join(repr(name) for name in header)}{hint}; "
-        f"rename the column or pass {role}_column"
-    )
-
-
-def read_table(content: bytes) -> tuple[list[tuple[int, list[str]]], str | None]:
-    """Read the bytes of a table as rows of text.
-
-    Args:
-        content: the bytes of the file; see :func:`read_labels` for what is understood.
-
-    Returns:
-        the line and the stripped cells of each row that is not blank, the header first, and what makes the table
-        unusable, or None.
-    """
-    if content[:2] == b"PK":
-        return [], "is an Excel workbook or another archive; save it as CSV"
-    text = _decode(content)
-    if text is None:
-        return [], "is not a text file; save it as CSV (UTF-8)"
-    rows, problem = _split(text)
-    if problem:
-        return [], problem
-    if not rows:
-        return [], "is empty; it needs a header and one row for each image"
-    header = rows[0][1]
-    if len(header) > _MOST_COLUMNS or max(map(len, header)) > _MOST_COLUMN_NAME:
-        text = f"has {len(header)} columns, the longest name of {max(map(len, header))} characters; a table of labels"
-        return [], f"{text} may have {_MOST_COLUMNS}, with names of up to {_MOST_COLUMN_NAME} characters"
-    return rows, None
 
 
 def parse_labels(
@@ -325,7 +228,7 @@ def read_labels(
         The rows, or what makes the table unusable; nothing is raised.
     """
     try:
-        content = read_bytes(labels_file, _MOST_BYTES)
+        content = read_bytes(labels_file, MOST_BYTES)
     except OSError as error:
         return LabelTable(problems=(f"cannot be opened ({type(error).__name__}); pass labels_file",))
     except ValueError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ MOST_PIXELS = 1 << 26
 _WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.signedinteger[Any]]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -103,7 +105,7 @@ def header_problems(dataset: Dataset) -> list[str]:
     return problems
 
 
-def stored_values(dataset: Dataset) -> npt.NDArray[np.int64]:
+def stored_values(dataset: Dataset) -> Integers:
     """Decode the pixels of a data set whose header has no problems.
 
     Bits outside BitsStored (overlays, garbage) are removed; signed values are extended from BitsStored.
@@ -112,19 +114,19 @@ def stored_values(dataset: Dataset) -> npt.NDArray[np.int64]:
         dataset: a parsed DICOM data set.
 
     Returns:
-        Integers of shape (rows, columns).
+        Integers of shape (rows, columns), of 32 bits, or 64 where 32 are allocated.
 
     Raises:
         ImageProblemError: when the pixels cannot be decoded or do not fit the header.
     """
     try:
-        array = pixel_array(dataset, raw=True, correct_unused_bits=False)
+        array = pixel_array(dataset, raw=True, correct_unused_bits=False, view_only=True)
     except Exception as error:
         reason = "shorter than its header says, or damaged" if isinstance(error, ValueError) else "damaged or cut short"
         raise ImageProblemError(f"has pixels that cannot be decoded ({reason}); copy or export it again") from None
     if array.shape != (dataset.Rows, dataset.Columns):
         raise ImageProblemError(f"decodes to shape {array.shape}, its header says ({dataset.Rows}, {dataset.Columns})")
-    values = array.astype(np.int64)
+    values: Integers = array.astype(np.int32 if array.dtype.itemsize < 4 else np.int64)
     bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax == RLELossless or not syntax.is_encapsulated:
@@ -138,7 +140,7 @@ def stored_values(dataset: Dataset) -> npt.NDArray[np.int64]:
     return values
 
 
-def padding_mask(dataset: Dataset, stored: npt.NDArray[np.int64]) -> Mask:
+def padding_mask(dataset: Dataset, stored: Integers) -> Mask:
     """Mark pixels outside the radiograph: equal to PixelPaddingValue, or between it and PixelPaddingRangeLimit.
 
     Args:
@@ -159,7 +161,7 @@ def padding_mask(dataset: Dataset, stored: npt.NDArray[np.int64]) -> Mask:
     return (stored >= low) & (stored <= high)
 
 
-def _look_up(dataset: Dataset, name: str, values: npt.NDArray[np.int64]) -> tuple[Floats, int]:
+def _look_up(dataset: Dataset, name: str, values: Integers) -> tuple[Floats, int]:
     """Apply a Modality or VOI LUT: values below the table take its first entry, above it the last (C.11.1.1)."""
     try:
         item = dataset[name].value[0]
@@ -182,7 +184,7 @@ def _look_up(dataset: Dataset, name: str, values: npt.NDArray[np.int64]) -> tupl
     return entries[np.clip(values - first, 0, count - 1)], bits
 
 
-def modality_values(dataset: Dataset, stored: npt.NDArray[np.int64]) -> tuple[Floats, str]:
+def modality_values(dataset: Dataset, stored: Integers) -> tuple[Floats, str]:
     """Apply the Modality LUT, or rescale slope and intercept (absent ones are 1 and 0).
 
     Args:

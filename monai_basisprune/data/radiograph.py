@@ -84,8 +84,9 @@ def render_radiograph(dataset: Dataset) -> tuple[npt.NDArray[np.float32], Radiog
     stored = stored_values(dataset)
     lowest = min(int(stored.min()), 0)
     if int(stored.max()) - lowest < _MOST_LEVELS:  # far fewer values than pixels: each is computed once
-        places = stored - lowest if lowest else stored
-        counts = np.bincount(places.ravel())
+        # PyTorch counts and looks up integers of 32 bits as they are, NumPy would copy them to 64
+        places = torch.from_numpy(stored - lowest if lowest else stored).flatten()
+        counts = torch.bincount(places).numpy()
         levels = np.flatnonzero(counts) + lowest
     else:
         places, counts, levels = None, np.zeros(0, np.int64), stored
@@ -105,7 +106,7 @@ def render_radiograph(dataset: Dataset) -> tuple[npt.NDArray[np.float32], Radiog
     if places is not None:
         table = np.zeros(len(counts), np.float32)
         table[levels - lowest] = image
-        image = table[places]
+        image = torch.index_select(torch.from_numpy(table), 0, places).numpy().reshape(stored.shape)
     info = RadiographInfo(
         rows=image.shape[0],
         columns=image.shape[1],

@@ -38,6 +38,7 @@ def read_volume_cohort(
     on_problem: Literal["raise", "skip"] = "raise",
     spacing: Sequence[float] | None = None,
     volume_size: Sequence[int] | None = None,
+    window: Sequence[float] | None = None,
     progress: bool = True,
 ) -> Cohort:
     """Read every volume of a folder, voxels included, join it with a table of labels, and report all problems at once.
@@ -56,6 +57,8 @@ def read_volume_cohort(
         on_problem: "raise", or "skip" to leave out what has problems and list it in `Cohort.skipped`.
         spacing: spacing in mm, from left to right, back to front and foot to head, to which volumes will be resampled.
         volume_size: number of voxels that is kept along each axis at that spacing; larger volumes are warned of.
+        window: lowest and highest value in Hounsfield units through which volumes will be seen; a volume that shows
+            nothing in it is refused, and those that do not look like CT are warned of.
         progress: whether to show a progress bar.
 
     Returns:
@@ -82,7 +85,7 @@ def read_volume_cohort(
     if not paths:
         text = f"is empty: neither NIfTI files nor folders of DICOM files among {left_out} files; check the path"
         problems.append(Problem("dataset_dir", text, fatal=True))
-    records = inspect_volumes(root, paths, spacing, progress)
+    records = inspect_volumes(root, paths, spacing, progress, window)
     problems += cross_check_volumes(records)
     notes = [f"{left_out} files that are not images were ignored"] if left_out else []
     rows, more, fewer = _match(table, records) if table.rows else ({}, [], [])
@@ -91,8 +94,9 @@ def read_volume_cohort(
     bad = {position for problem in problems for position in problem.positions}
     usable = [record for record in records if record.position not in bad]
     cases = _build(usable, rows, secret) if table.rows else ()
-    if note := _cut_note(usable, spacing, volume_size):
-        warnings.warn(note, UserWarning, stacklevel=2)
+    for note in (_cut_note(usable, spacing, volume_size), _window_note(usable, window)):
+        if note:
+            warnings.warn(note, UserWarning, stacklevel=2)
     cohort = Cohort(cases, names, tuple(str(problem) for problem in problems), tuple(notes))
     return settle_cohort(cohort, problems, len(records), on_problem, bool(table.rows and records))
 
@@ -158,6 +162,19 @@ def _cut_note(
         "off at its edges, unless these are empty; make volume_size or spacing larger to keep them whole"
     )
     return text if larger else ""
+
+
+def _window_note(records: Sequence[VolumeRecord], window: Sequence[float] | None) -> str:
+    """Say how many volumes are hardly CT in Hounsfield units, though read through a window; empty when none is."""
+    if window is None:
+        return ""
+    odd = sum(record.modality not in ("", "CT") or record.lowest >= 0 > window[0] for record in records)
+    text = (
+        f"{odd} of {len(records)} volumes do not look like CT in Hounsfield units (no value below 0, or another "
+        f"modality) and are read through the window from {window[0]:g} to {window[1]:g}; for MR, pass --intensity "
+        "zscore"
+    )
+    return text if odd else ""
 
 
 def prepare_volume_datalist(

@@ -79,10 +79,10 @@ def _read(file: IO[bytes]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
     file.read(int(header["vox_offset"]) - used)
     content = _read_exactly(file, size)
     file.read(1)  # at the end of a compressed file, its checksum is compared
-    values = np.frombuffer(content, dtype).reshape(shape, order="F").astype(np.float32)
     slope, inter = header.get_slope_inter()
-    if slope is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by who reads the file
+        values = np.frombuffer(content, dtype).reshape(shape, order="F").astype(np.float32)
+        if slope is not None:
             values = values * np.float32(slope) + np.float32(inter)
     return values, affine
 
@@ -139,19 +139,38 @@ def _header_problems(header: Any, shape: tuple[int, ...]) -> tuple[list[str], np
     if not int(header["sizeof_hdr"]) <= offset <= _MOST_EXTENSION:
         problems.append("has an impossible place of its voxels in the header (vox_offset); copy it again")
     try:
+        endless = bool(np.isinf(header["scl_slope"]))  # NaN is how programs write that there is none
         header.get_slope_inter()
     except HeaderDataError:
+        endless = True
+    if endless:
         problems.append("has a scaling in its header that is not finite (scl_slope, scl_inter); correct it")
     affine, missing = _affine(header)
     if missing:
         problems.append(missing)
     elif len(shape) == 3:
         problems += geometry_problems(shape, affine)
+        if _mirrored(header, affine):
+            problems.append(
+                "has a qform and an sform of which one is the mirror image of the other, so left and right are "
+                "unknown; write it again with the affine of the scanner"
+            )
     with suppress(Exception):
         unit = header.get_xyzt_units()[0]
         if unit in _UNITS:
             problems.append(f"has its affine in {_UNITS[unit]}; write it again in mm")
     return problems, affine
+
+
+def _mirrored(header: Any, affine: npt.NDArray[np.float64]) -> bool:
+    """Tell whether the qform contradicts the affine about left and right; no registration turns one into the other."""
+    if int(header["qform_code"]) <= 0:
+        return False
+    try:
+        other = np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception:  # a qform that is none says nothing
+        return False
+    return bool(np.linalg.det(affine[:3, :3]) * np.linalg.det(other[:3, :3]) < 0)
 
 
 def _affine(header: Any) -> tuple[npt.NDArray[np.float64], str | None]:

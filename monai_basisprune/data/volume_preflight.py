@@ -39,11 +39,15 @@ class VolumeRecord(FileRecord):
         file_sha256: SHA-256 of a NIfTI file; empty for a series.
         shape: number of voxels along each axis, turned to RAS; empty when it could not be read.
         spacing: distance between voxels in mm, along the same axes.
+        lowest: value of its lowest voxel; NaN when it could not be read.
+        highest: value of its highest voxel.
     """
 
     file_sha256: str = ""
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
+    lowest: float = math.nan
+    highest: float = math.nan
 
     @property
     def name(self) -> str:
@@ -101,7 +105,11 @@ def _refuse(error: OSError) -> None:
 
 
 def inspect_volume(
-    dataset_dir: Path, path: Path, position: int, spacing: Sequence[float] | None = None
+    dataset_dir: Path,
+    path: Path,
+    position: int,
+    spacing: Sequence[float] | None = None,
+    window: Sequence[float] | None = None,
 ) -> VolumeRecord:
     """Read one volume and forget its voxels again.
 
@@ -110,6 +118,7 @@ def inspect_volume(
         path: the volume in it.
         position: its place in the sorted list, from 1.
         spacing: spacing in mm to which volumes will be resampled; ``None`` for their own.
+        window: lowest and highest value of the window through which voxels will be seen; ``None`` for all values.
 
     Returns:
         What it says about itself, its problems among that; nothing is raised.
@@ -133,6 +142,12 @@ def inspect_volume(
     if math.prod(resampled_shape(shape, own, spacing)) > MOST_VOXELS:
         text = f"would have more than {MOST_VOXELS} voxels at the spacing that was asked for"
         problems.append(f"{text}; choose a wider one")
+    lowest, highest = float(volume.values.min()), float(volume.values.max())
+    if window is not None and (highest <= window[0] or lowest >= window[1]):
+        problems.append(
+            f"shows nothing in the window from {window[0]:g} to {window[1]:g}, its values run from {lowest:g} to "
+            f"{highest:g}; choose another window, or another intensity if it is no CT in Hounsfield units"
+        )
     header = volume.series
     return VolumeRecord(
         position=position,
@@ -149,11 +164,17 @@ def inspect_volume(
         file_sha256=sha256_of(path) if single else "",
         shape=shape,
         spacing=own,
+        lowest=lowest,
+        highest=highest,
     )
 
 
 def inspect_volumes(
-    dataset_dir: Path, paths: Sequence[Path], spacing: Sequence[float] | None = None, progress: bool = True
+    dataset_dir: Path,
+    paths: Sequence[Path],
+    spacing: Sequence[float] | None = None,
+    progress: bool = True,
+    window: Sequence[float] | None = None,
 ) -> list[VolumeRecord]:
     """Read every volume in a small pool of threads.
 
@@ -162,6 +183,7 @@ def inspect_volumes(
         paths: volumes in it, sorted.
         spacing: see :func:`inspect_volume`.
         progress: whether to show a progress bar on the error stream.
+        window: see :func:`inspect_volume`.
 
     Returns:
         One record for each path, in order.
@@ -170,7 +192,7 @@ def inspect_volumes(
     workers = max(1, min(_MOST_WORKERS, os.cpu_count() or 1))
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="preflight") as pool:
         records = pool.map(
-            lambda item: inspect_volume(dataset_dir, item[1], item[0], spacing), enumerate(paths, start=1)
+            lambda item: inspect_volume(dataset_dir, item[1], item[0], spacing, window), enumerate(paths, start=1)
         )
         return list(tqdm(records, total=len(paths), desc="preflight", unit="volume", disable=not progress))
 

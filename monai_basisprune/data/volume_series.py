@@ -37,7 +37,10 @@ _FEWEST_SLICES = 4
 _MOST_UNEVEN = 0.05  # of the distance between slices
 _MOST_TILT = 1.0  # degrees
 _MOST_BYTES = 2**32
-_COMMON = ("Rows", "Columns", "PixelSpacing", "Modality", "FrameOfReferenceUID")
+_COMMON = (
+    *("Rows", "Columns", "PixelSpacing", "Modality", "FrameOfReferenceUID"),
+    *("PhotometricInterpretation", "RescaleType"),
+)
 
 Vectors = npt.NDArray[np.float64]
 
@@ -157,10 +160,20 @@ def _header_problems(datasets: Sequence[Dataset]) -> list[str]:
     for keyword in _COMMON:
         if len({element_text(dataset, keyword) for dataset in datasets}) > 1:
             problems.append(f"has slices that differ in {keyword}; export one series of equal slices")
+    plain = sum(_is_unscaled(dataset) for dataset in datasets)
+    if plain and (plain < total or element_text(datasets[0], "Modality") == "CT"):
+        problems.append(
+            f"has {plain} of {total} slices without RescaleSlope and RescaleIntercept, so what their numbers mean is "
+            "unknown; export it again"
+        )
     if not is_uid(next(iter(series))):
         problems.append("has no valid SeriesInstanceUID")
     rows, columns = (element_integer(datasets[0], keyword) or 0 for keyword in ("Rows", "Columns"))
     return problems + (size_problems((columns, rows, total)) if rows and columns else [])
+
+
+def _is_unscaled(dataset: Dataset) -> bool:
+    return not any(word in dataset for word in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"))
 
 
 def _fingerprint(dataset: Dataset) -> str:
@@ -199,7 +212,7 @@ def _geometry(datasets: Sequence[Dataset]) -> tuple[list[int], Vectors, list[str
     if np.abs(turns - turns[0]).max() > 1e-3:
         return [], nothing, ["has slices of different orientation (a localizer among them?); export one series"]
     normal = np.cross(along_row, along_column)
-    if not math.isclose(float(np.linalg.norm(normal)), 1, abs_tol=1e-2):
+    if not np.allclose([np.linalg.norm(one) for one in (along_row, along_column, normal)], 1, atol=1e-2):
         return [], nothing, ["has an ImageOrientationPatient that is no rotation; export it again"]
     order = np.argsort(places @ normal, kind="stable").tolist()
     places = places[order]

@@ -87,6 +87,11 @@ class VolumePreparation:
         if problems:
             raise ConfigurationError("Volumes cannot be prepared as asked for: " + "; ".join(problems) + ".")
 
+    @property
+    def hounsfield_window(self) -> Sequence[float] | None:
+        """The window, where intensities are read through one."""
+        return self.window if self.intensity == "window" else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON types."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import ClassCohorts, Cohort, FloatArray, check_confidence, check_resamples, read_networks
+from ._inputs import Cohort, FloatArray, check_confidence, check_resamples
+from ._networks import ClassCohorts, read_networks
 from .bootstrap import bootstrap_auc
 from .delong import analytic_covariance, auc_of_columns, patient_terms
 from .intervals import ROUNDING, Spread, moderate, single_interval

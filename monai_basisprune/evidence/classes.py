@@ -16,8 +16,8 @@ from ._inputs import (
     read_array,
     read_cohort,
     read_patients,
-    read_truth,
 )
+from ._networks import read_truth
 from .auc import AUCInterval, auc_interval
 from .bootstrap import bootstrap_auc
 from .comparison import AUCComparison, compare_auc

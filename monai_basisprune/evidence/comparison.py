@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import ClassCohorts, Cohort, check_confidence, check_margin, check_resamples, read_networks
+from ._inputs import Cohort, check_confidence, check_margin, check_resamples
+from ._networks import ClassCohorts, read_networks
 from .auc import auc_spread, aucs_of, positive_counts, too_few_patients
 from .intervals import difference_interval, tail_probability
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import Cohort, read_array, read_labels, read_networks, read_patients
+from ._inputs import Cohort, read_array, read_labels, read_patients
+from ._networks import read_networks
 from .intervals import Spread, difference_interval, hanley_mcneil_variance
 from .sample_size import required_positive_patients
 
-__all__ = ["ASSUMED_CORRELATION", "SampleProblem", "patients_by_class", "sample_problem"]
+__all__ = ["ASSUMED_CORRELATION", "SampleProblem", "patients_by_class", "sample_problem", "several_classes"]
 
 ASSUMED_CORRELATION = 0.95
 """Correlation between the AUCs of the unpruned network and a pruned one that is as good: the favorable end of 0.8 to
@@ -33,7 +34,13 @@ class SampleProblem:
 
 
 def sample_problem(
-    margin: float, auc: float, positives: int, negatives: int, source: str, confidence: float = 0.95
+    margin: float,
+    auc: float,
+    positives: int,
+    negatives: int,
+    source: str,
+    confidence: float = 0.95,
+    several: bool = False,
 ) -> SampleProblem | None:
     """Say whether a set of cases is too small to show non-inferiority even for a pruned network that is just as good.
 
@@ -49,6 +56,8 @@ def sample_problem(
         negatives: number of patients with a negative case.
         source: where the AUC comes from, such as ``"assumed"``.
         confidence: confidence level of the interval.
+        several: whether the numbers are those of :func:`patients_by_class` for several classes, which the message
+            then says.
 
     Returns:
         the problem, or None if the set is large enough.
@@ -76,7 +85,8 @@ def sample_problem(
         f"The validation set is too small to show that a pruned network is not worse by more than {margin:g} AUC, even "
         f"one that is just as good: with {positives} positive and {negatives} negative patients, the interval of the "
         f"difference would reach {-reach:.3f} (AUC {auc:.3f}, {source}; correlation {ASSUMED_CORRELATION:g}, assumed). "
-        f"It would need {needed}.",
+        f"It would need {needed}."
+        + (" Of several classes, these are the numbers of one whose AUC is known as well as their mean." * several),
     )
 
 
@@ -96,15 +106,31 @@ def patients_by_class(labels: Any, patients: Any = None) -> tuple[int, int]:
         >>> patients_by_class([1, 0, 0, 0], ["a", "a", "b", "b"])
         (1, 2)
     """
-    array = read_array(labels, "labels")
-    classes = array.shape[1] if array.ndim == 2 else int(np.nan_to_num(array, nan=-1).max(initial=0)) + 1
-    if classes > 2 or (array.ndim == 2 and classes > 1):
+    if several_classes(labels):
+        array = read_array(labels, "labels")
+        classes = array.shape[1] if array.ndim == 2 else int(np.nan_to_num(array, nan=-1.0).max()) + 1
         cohort_of_classes = read_networks(labels, {"scores": np.zeros((len(array), classes))}, patients)
         return cohort_of_classes.positive_patients, cohort_of_classes.negative_patients
     truth = read_labels(labels)
     codes = np.arange(len(truth), dtype=np.intp) if patients is None else read_patients(patients, len(truth))
     cohort = Cohort(truth, np.empty((len(truth), 0)), codes, patients is not None)
     return cohort.positive_patients, cohort.negative_patients
+
+
+def several_classes(labels: Any) -> bool:
+    """Tell whether labels are of more than two classes, or of findings of which each is there or not.
+
+    Args:
+        labels: shape ``(n,)``, or ``(n, classes)``.
+
+    Example:
+        >>> several_classes([0, 1, 1]), several_classes([0, 1, 2]), several_classes([[0, 1], [1, 1]])
+        (False, True, True)
+    """
+    array = read_array(labels, "labels")
+    if array.ndim == 2:
+        return bool(array.shape[1] > 1)
+    return bool(np.nan_to_num(array, nan=-1.0).max(initial=0) > 1)
 
 
 def _reach(auc: float, positives: int, negatives: int, confidence: float) -> float:

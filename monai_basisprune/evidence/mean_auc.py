@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._inputs import ClassCohorts, Cohort, FloatArray
+from ._inputs import Cohort, FloatArray
+from ._networks import ClassCohorts
 from .delong import PatientTerms, analytic_covariance, patient_sums
 from .intervals import ROUNDING, Spread, moderate
 

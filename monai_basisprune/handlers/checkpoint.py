@@ -10,7 +10,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from ..checkpoints import RunCheckpoints
-from ..distributed import process_rank
+from ..distributed import gathered, process_rank
+from ..errors import PlanMismatchError
 
 __all__ = ["RunCheckpointHandler"]
 
@@ -63,17 +64,30 @@ class RunCheckpointHandler:
         """Bring all parts of the run to the last checkpoint, if there is one.
 
         Raises:
-            PlanMismatchError: if it is of a run with other settings or other parts, or cannot be read.
+            PlanMismatchError: if it is of a run with other settings or other parts, or cannot be read, or one of
+                several processes has found another one.
         """
         if not self.resume:
             self.remove()
             return
         found = self.checkpoints.load()
+        epochs = gathered(None if found is None else found.epoch)
+        if any(epoch != epochs[0] for epoch in epochs):
+            raise PlanMismatchError(
+                f"The processes found checkpoints of different epochs, {epochs}: pass an --output_dir that all of them "
+                f"see, such as a folder on a shared drive."
+            )
         if found is None:
             return
         for warning in found.warnings:
             self.logger.warning("A checkpoint cannot be used, and the one before is taken: %s.", warning)
-        for name, part in self._parts(engine).items():
+        parts = self._parts(engine)
+        if parts.keys() != found.state.keys():
+            raise PlanMismatchError(
+                f"The checkpoint is of a run with the parts {sorted(found.state)}, this one has {sorted(parts)}: go on "
+                f"with what it was started with, or start anew with resume=False."
+            )
+        for name, part in parts.items():
             part.load_state_dict(found.state[name])
         engine.state.epoch = self.resumed_epoch = found.epoch
         engine.state.iteration = found.epoch * (engine.state.epoch_length or 0)

@@ -14,7 +14,7 @@ from ..channel_slices import cut_modules
 from ..curve import CurvePoint, PruningCurve
 from ..decomposition import decomposed_layers
 from ..evidence import auc_interval, compare_auc
-from ..snapshot import structure_of
+from ..structure import structure_of
 from .predictions import Predictions, PredictionsHandler
 
 __all__ = ["PruningCurveHandler"]

@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 from torch import nn
 
+from ..distributed import process_rank
 from ..errors import BasisPruneError, ConfigurationError
 from ..failures import explain_failure
 from ..files import write_atomically
+from .exceptions import on_exception
 
 __all__ = ["FailureHandler"]
 
 
 class FailureHandler:
-    """Checks the folder of the results before and while an engine trains, and its loss after each batch.
+    """Checks the folder of the results before and while an engine trains, and the loss of each batch.
 
     A folder that cannot be written to, or has no room for the networks of a run, is an error before any training. A
     loss that is no number, or a folder that is gone or another one than at the start, as after a network drive was
@@ -41,11 +44,13 @@ class FailureHandler:
         self._place: tuple[int, int] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register on a trainer."""
-        engine.add_event_handler(Events.STARTED, self._check_folder)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._check_loss)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._check_place)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
+        """Register on a ``SupervisedTrainer``; of several processes, the first one checks the folder."""
+        if process_rank() == 0:
+            engine.add_event_handler(Events.STARTED, self._check_folder)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._check_place)
+        # before the gradients of such a loss reach anything else
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        on_exception(engine, self._explain, last=True)
 
     def _check_folder(self, engine: Engine) -> None:
         probe = self.folder / ".writable"
@@ -97,4 +102,3 @@ class FailureHandler:
         reason = None if isinstance(error, BasisPruneError) else explain_failure(error)
         if reason is not None:
             raise BasisPruneError(f"The training ended in epoch {engine.state.epoch}. {reason}") from error
-        raise error  # a handler of this event silences what it does not raise again

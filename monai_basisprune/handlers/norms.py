@@ -10,7 +10,9 @@ from monai.utils.enums import CommonKeys
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..distributed import synchronized_norms
 from ..training import freeze_norm_statistics_, recalibrate_norm_statistics_
+from .exceptions import on_exception
 
 __all__ = ["NORM_STATISTICS", "NormStatisticsHandler"]
 
@@ -53,21 +55,18 @@ class NormStatisticsHandler:
         if self.mode == "frozen":
             engine.add_event_handler(Events.STARTED, self._freeze)
             engine.add_event_handler(Events.COMPLETED, self._release)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
+            on_exception(engine, lambda engine, error: self._release(engine))
         elif self.mode == "recalibrate":
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Estimate the running statistics anew."""
+        """Estimate the running statistics anew, over the batches of all processes together."""
         assert self.data is not None
-        recalibrate_norm_statistics_(self.network, (batch[self.image_key] for batch in self.data))
+        with synchronized_norms(self.network):
+            recalibrate_norm_statistics_(self.network, (batch[self.image_key] for batch in self.data))
 
     def _freeze(self, engine: Engine) -> None:
         self._handles = freeze_norm_statistics_(self.network)
-
-    def _raise(self, engine: Engine, error: BaseException) -> None:
-        self._release(engine)
-        raise error  # a handler of this event silences what it does not raise again
 
     def _release(self, engine: Engine) -> None:
         for handle in self._handles:

@@ -91,6 +91,14 @@ class PredictionsHandler:
             self.predictions.case_ids += _ids(item, self.case_key)
             self.predictions.problems += _ids(item, "problem" if "problem" in item else None)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the predictions as plain data, for a checkpoint."""
+        return asdict(self.predictions)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: after the last epoch of a run, no other evaluation comes."""
+        self.predictions = Predictions(**state)
+
     def _reset(self) -> None:
         self.predictions = Predictions()
 

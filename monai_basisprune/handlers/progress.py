@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from ..distributed import process_rank
 from .curve import PruningCurveHandler
+from .exceptions import on_exception
 
 __all__ = ["ProgressHandler"]
 
@@ -30,7 +31,7 @@ class ProgressHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._describe)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.INTERRUPT, self._close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
+        on_exception(engine, lambda engine, error: self._close(engine))
 
     def __call__(self, engine: Engine) -> None:
         """Go one step on."""
@@ -58,7 +59,3 @@ class ProgressHandler:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-    def _raise(self, engine: Engine, error: BaseException) -> None:
-        self._close(engine)
-        raise error  # a handler of this event silences what it does not raise again

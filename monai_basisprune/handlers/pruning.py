@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, PlanMismatchError
 from ..joint_pruning import JointResult
 from ..pruning import PruneResult
 from ..rounds import ChannelScores, Compensation, RoundPruner, Scores
-from ..snapshot import structure_of
+from ..structure import structure_of
 from .search import MetricSearchRounds
 
 __all__ = ["PruningHandler"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..distributed import process_rank
 from ..persistence import save_pruned
-from ..snapshot import structure_of
+from ..structure import structure_of
 
 __all__ = ["PrunedNetworkSaver"]
 

@@ -13,7 +13,7 @@ from ..pruning import PruneResult
 from ..rounds import RoundPruner
 from ..search import MetricSearch, check_search
 from ..search_rounds import SearchRounds
-from ..snapshot import structure_of
+from ..structure import structure_of
 from .curve import PruningCurveHandler
 
 __all__ = ["MetricSearchRounds"]

@@ -7,7 +7,7 @@ ignite or Torch-Pruning, and nothing of `handlers`, `evidence`, `report` or `wor
 from __future__ import annotations
 
 from .cases import CaseDataset, list_radiographs
-from .deployed import DEPLOYMENT_KEYS, Algorithm, identify_algorithm, load_deployed, read_deployment
+from .deployed import DEPLOYMENT_KEYS, Algorithm, carried_keys, identify_algorithm, load_deployed, read_deployment
 from .pictures import PICTURE_KEYS, list_images
 from .prediction import PredictionRun, predict_cases, predict_folder, radiograph_preparation
 from .structured_report import check_report_folder, write_structured_reports
@@ -31,6 +31,7 @@ __all__ = [
     "CaseDataset",
     "PredictedCases",
     "PredictionRun",
+    "carried_keys",
     "check_outputs",
     "check_predictions_file",
     "check_report_folder",

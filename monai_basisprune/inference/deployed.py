@@ -17,7 +17,7 @@ from .._version import __version__
 from ..errors import ConfigurationError, shortened_list
 from ..files import archive_problem, sha256_of
 
-__all__ = ["DEPLOYMENT_KEYS", "Algorithm", "identify_algorithm", "load_deployed", "read_deployment"]
+__all__ = ["DEPLOYMENT_KEYS", "Algorithm", "carried_keys", "identify_algorithm", "load_deployed", "read_deployment"]
 
 DEPLOYMENT_KEYS = ("image_size", "image_channels", "intensity_mean", "intensity_std", "class_names")
 """What a deployed network carries about its images and classes."""
@@ -86,6 +86,18 @@ def read_deployment(output_dir: str | os.PathLike[str], keys: Sequence[str] = DE
     if problems := list(_deployment_problems(deployment)):
         raise ConfigurationError(f"{_FILE} in output_dir cannot be used, it carries:\n{shortened_list(problems)}")
     return deployment
+
+
+def carried_keys(output_dir: str | os.PathLike[str]) -> frozenset[str]:
+    """Return the names of what the file of the deployed network carries, of whatever images it is.
+
+    Args:
+        output_dir: folder of the results.
+
+    Raises:
+        ConfigurationError: if there is no deployed network, or it cannot be read.
+    """
+    return frozenset(_load(output_dir, torch.device("cpu"))[1])
 
 
 def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..data.image_folder import inspect_pictures, list_pictures
+from ..data.image_files import inspect_pictures, list_pictures
 from ..data.preflight import check_on_problem
 from ..errors import CohortError
 from .deployed import DEPLOYMENT_KEYS

@@ -102,11 +102,16 @@ def predict_cases(
 def _threads_beside(num_workers: int) -> Iterator[None]:
     """Leave the processes that read images a core each: threads that share one wait for each other at every layer."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - num_workers)))
+    torch.set_num_threads(max(1, min(before, _cores() - num_workers)))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def predict_folder(

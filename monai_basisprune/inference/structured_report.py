@@ -19,6 +19,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from ..data.elements import element_text
+from ..data.volume import slice_files
 from ..errors import CohortError, ConfigurationError
 from ..files import write_atomically
 from .deployed import Algorithm
@@ -130,7 +131,7 @@ def write_structured_reports(
 
 
 def _headers(source: Path) -> list[Dataset]:
-    paths = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    paths = slice_files(source) if source.is_dir() else [source]
     images: list[Dataset] = [pydicom.dcmread(io.BytesIO(path.read_bytes()), stop_before_pixels=True) for path in paths]
     for image in images:
         for keyword in _MAY_BE_EMPTY:

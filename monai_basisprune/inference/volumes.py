@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ VOLUME_KEYS = ("volume_size", "spacing", "intensity", "window", "crop_to_body", 
 def list_volumes(
     dataset_dir: str | os.PathLike[str] | None,
     on_problem: str = "raise",
-    spacing: Sequence[float] | None = None,
+    preparation: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[dict[str, str]]:
     """Read every volume of a folder, voxels included, and list them, without labels.
@@ -30,7 +30,8 @@ def list_volumes(
     Args:
         dataset_dir: folder of NIfTI files and of folders with one DICOM series each.
         on_problem: ``"raise"``, or ``"skip"`` to list volumes that cannot be used with the reason.
-        spacing: spacing in mm to which volumes will be resampled; see :func:`read_volume_deployment`.
+        preparation: how volumes will be prepared, see :func:`read_volume_deployment`; a volume that cannot be
+            prepared so is one that cannot be used.
         progress: whether to show a progress bar.
 
     Returns:
@@ -44,9 +45,11 @@ def list_volumes(
     check_on_problem(on_problem)
     if dataset_dir is None or not Path(dataset_dir).is_dir():
         raise CohortError("dataset_dir is not a folder; pass --dataset_dir with the folder that holds the volumes.")
+    how = None if preparation is None else VolumePreparation.of(preparation)
     root = Path(dataset_dir)
     paths, left_out = find_volumes(root)
-    records = inspect_volumes(root, paths, spacing, progress)
+    spacing, window = (None, None) if how is None else (how.spacing, how.hounsfield_window)
+    records = inspect_volumes(root, paths, spacing, progress, window)
     reasons: dict[int, list[str]] = {}
     problems = cross_check_volumes(records)
     for problem in problems:

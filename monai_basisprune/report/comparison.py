@@ -82,6 +82,7 @@ def compare_studies(
         curve=picture_pair(lambda small: overlay_figure(studies, narrow if small else short, narrow=small), "curve"),
         settings=_different_settings(studies),
         synthetic=any(study["data"]["synthetic"] for study in studies),
+        several=any(map(wording.several_classes, studies)),
     )
     return write_atomically(output_file, page)
 
@@ -93,6 +94,10 @@ def _reasons(first: Mapping[str, Any], study: Mapping[str, Any]) -> Iterator[str
         yield "its split is another one (SHA-256 differs), so its AUCs are not measured on the same cases"
     if mine["class_names"] != other["class_names"]:
         yield "its classes have other names"
+    own, first_kind = (data.get("label_kind", "single") for data in (mine, other))
+    if own != first_kind:
+        words = {"single": "exclude each other", "multi": "can occur together"}
+        yield f"its classes {words[own]}, those of the first study {words[first_kind]}"
     if mine["synthetic"] != other["synthetic"]:
         kinds = {True: "synthetic", False: "real"}
         yield f"its data are {kinds[mine['synthetic']]}, those of the first study {kinds[other['synthetic']]}"

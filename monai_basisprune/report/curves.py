@@ -72,7 +72,7 @@ def overlay_figure(studies: Sequence[Mapping[str, Any]], labels: Sequence[str], 
         marker = "osD^vP"[(index + index // len(PALETTE)) % 6]
         _draw_points(axes, points, color, label, marker=marker, line=("-", "--", "-.", ":")[index % 4])
     _set_limits(axes, everything, narrow=narrow)
-    axes.set_ylabel("AUC on the validation set")
+    axes.set_ylabel(f"{auc_name(studies[0])} on the validation set")
     axes.set_title("Bands: interval of each AUC", loc="left", color=FAINT, fontsize=9)
     style_legend(figure, axes, columns=1)
     return figure

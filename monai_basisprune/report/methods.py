@@ -1,4 +1,4 @@
-"""The paragraph for the methods section of a paper, and what a study cannot say."""
+"""The paragraph for the methods section of a paper."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from monai_basisprune.report.wording import (
     auc_words,
     confidence_words,
     count,
-    decimal,
     difference_words,
     estimate_words,
     nothing_pruned,
@@ -21,12 +20,13 @@ from monai_basisprune.report.wording import (
     several_classes,
 )
 
-__all__ = ["limits_sentences", "methods_paragraph"]
+__all__ = ["methods_paragraph"]
 
 # K. C. L. Wong, S. Kashyap, M. Moradi, "Basis Scaling and Double Pruning for Efficient Inference in Network-Based
 # Transfer Learning", Pattern Recognition Letters; arXiv:2108.02893.
 _SOURCE = "Wong, Kashyap and Moradi, arXiv:2108.02893"
 _RULES = {"point": "the AUC itself", "interval": "the interval of the change of the AUC"}
+_COUNTED = ", counted as those of one class whose AUC is known as well as the mean of all"
 _NORM_STATISTICS = {
     "update": "updated during training",
     "frozen": "those of the pretrained network throughout",
@@ -43,52 +43,6 @@ def methods_paragraph(study: Mapping[str, Any]) -> str:
         study: a valid study record.
     """
     return " ".join([*_pruning(study), *_data(study), *_statistics(study), *_software(study)])
-
-
-def limits_sentences(study: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must not conclude from a study.
-
-    Args:
-        study: a valid study record.
-    """
-    sentences = []
-    if study["data"]["synthetic"]:
-        sentences.append("The data are synthetic: the numbers show that the software runs, and nothing about patients.")
-    sentences += [
-        "Neither this report nor the network is a medical device; do not use them for diagnosis or treatment.",
-        "The AUC measures agreement with the labels of this data set, which can be wrong or differ from the clinical "
-        "truth.",
-        "One data set, one split and one seed were used: other hospitals, scanners and patients can give other values.",
-    ]
-    test = study["test"] or {}
-    unknown = [
-        words
-        for words, known in (
-            ("sensitivity at one operating point", test.get("operating_point")),
-            ("calibration", test.get("calibration")),
-            ("groups of patients", (study["audit"] or {}).get("subgroups")),
-        )
-        if not known
-    ]
-    if unknown:
-        sentences.append(f"The AUC says nothing about {' or '.join(unknown)}, which this study does not hold.")
-    if study["audit"] is not None and study["audit"]["subgroups"]:
-        sentences.append(
-            "A group of patients in which no loss was found is not a group that is shown to be safe: most groups are "
-            "too small for that."
-        )
-    if any(split["patients"] is None for split in study["data"]["splits"].values()):
-        sentences.append(
-            "It is not known which cases belong to the same patient: the intervals may be too narrow, and a patient "
-            "may occur in more than one split."
-        )
-    unseen = {} if nothing_pruned(study) else test.get("difference") or {}
-    if unseen.get("unseen_loss"):
-        sentences.append(
-            f"A rare failure of the pruned network that costs up to {decimal(unseen['unseen_loss'])} of the AUC can be "
-            "absent from this test set by chance; no interval from it can exclude that."
-        )
-    return sentences
 
 
 def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
@@ -292,7 +246,7 @@ def _search(study: Mapping[str, Any], before: str, training: str) -> Iterator[st
     if needed is not None:
         yield (
             f"To show non-inferiority at that margin on the validation set, about {number(needed)} positive patients "
-            "would be needed."
+            f"would be needed{_COUNTED if several_classes(study) else ''}."
         )
 
 

@@ -11,7 +11,8 @@ from monai_basisprune.files import write_atomically
 from monai_basisprune.report import wording
 from monai_basisprune.report.curves import curve_figure
 from monai_basisprune.report.figures import draw_curve, roc_figure
-from monai_basisprune.report.methods import limits_sentences, methods_paragraph
+from monai_basisprune.report.limits import limits_sentences
+from monai_basisprune.report.methods import methods_paragraph
 from monai_basisprune.report.pictures import CasePictures, data_uri, overlay
 from monai_basisprune.report.ranks import ranks_figure
 from monai_basisprune.report.reliability import reliability_figure

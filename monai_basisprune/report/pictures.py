@@ -27,7 +27,7 @@ class CasePictures:
         image: the image as the network saw it.
         original: activation map of the unpruned network, 1 at its largest value.
         pruned: activation map of the pruned network.
-        slice_index: which slice along the last axis of a volume is shown; None for a flat image.
+        slice_index: which axial slice of a volume is shown, from 0 at the feet; None for a flat image.
     """
 
     image: npt.NDArray[np.float64]

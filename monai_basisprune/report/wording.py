@@ -203,7 +203,7 @@ def shorten(text: str, limit: int) -> str:
 def setting_words(value: object) -> str:
     """Return a setting of a run, which may be a list or a table of others."""
     if isinstance(value, (list, tuple)):
-        return ", ".join(setting_words(one) for one in value)
+        return ", ".join(setting_words(one) for one in value) or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {setting_words(one)}" for key, one in value.items())
     return "none" if value is None else str(value)

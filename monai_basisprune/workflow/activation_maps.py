@@ -64,7 +64,10 @@ class ActivationMaps:
     def draw(self, image: torch.Tensor, output: int | None = None) -> CasePictures:
         """Return the image and both maps; of a volume, the slice along the last axis with the largest activation.
 
-        Each map is the weight of evidence for one class, divided by its own largest value.
+        Volumes lie as :func:`~monai_basisprune.data.volume_transforms` turns them, so the slice is an axial one; it is
+        drawn as seen from the feet, with the patient's right on the left and the front on top. A picture in color is
+        drawn as the mean of its colors, other images by their first channel. Each map is the weight of evidence for one
+        class, divided by its own largest value.
 
         Args:
             image: one image, channels first, without the batch.
@@ -80,11 +83,14 @@ class ActivationMaps:
         batch = torch.as_tensor(image).detach().unsqueeze(0).to(self.device)
         place = self.positive if output is None else output
         maps = [self._map(cam, batch, place) for cam in (self.original, self.pruned)]
-        shown = batch[0, 0].cpu().double()
+        planes = batch[0].cpu().double()
+        # one color alone can hide what is seen: of skin, hardly anything shows in red
+        shown = planes.mean(dim=0) if image.ndim == 3 and len(planes) == 3 else planes[0]
         slice_index = None
         if image.ndim == 4:
-            slice_index = int((maps[0] + maps[1]).amax(dim=(0, 1)).argmax())
-            shown, *maps = (one[..., slice_index] for one in (shown, *maps))
+            slice_index = _strongest_slice(maps[0] + maps[1])
+            # axes run to the right, the front and the head: shown as radiologists do, front up, right on the left
+            shown, *maps = (one[..., slice_index].T.flip(0, 1) for one in (shown, *maps))
         low, high = float(shown.min()), float(shown.max())
         shown = (shown - low) / (high - low) if high > low else torch.zeros_like(shown)
         flat, before, after = (_resize(one).numpy() for one in (shown, *maps))
@@ -147,6 +153,13 @@ def _copy(network: nn.Module, device: torch.device) -> nn.Module:
 
 def _unchanged(found: torch.Tensor) -> torch.Tensor:
     return found
+
+
+def _strongest_slice(strength: torch.Tensor) -> int:
+    """Return the slice with the largest value; of several, as a coarse map has at its ends, the one in their middle."""
+    highest = strength.amax(dim=(0, 1))
+    peaks = (highest >= highest.max() - 1e-6).nonzero().flatten()
+    return int(peaks[len(peaks) // 2])
 
 
 def _resize(plane: torch.Tensor) -> torch.Tensor:

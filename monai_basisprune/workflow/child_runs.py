@@ -37,6 +37,7 @@ RECORD_FILE = "repeat.json"
 
 _NOT_SETTINGS = {
     "output_dir", "bundle_root", "parallel", "repeats", "fold", "split_seed", "save_execute_config", "methods",
+    "resume",
 }  # fmt: skip
 _SPLIT = "(the images, their labels and their split)"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from ..data import divide_datalist, load_split, prepare_datalist, write_datalist, write_synthetic_cohort
+from ..data.identifiers import known
 from ..data.splits import check_folds
 from ..distributed import from_first_process, process_count
 from ..errors import ConfigurationError
@@ -76,6 +77,8 @@ class PreparedCohort:
 def prepared_once(kind: type[_Cohort]) -> Callable[[Callable[_Arguments, _Cohort]], Callable[_Arguments, _Cohort]]:
     """Let only the first of several processes prepare a cohort, and tell the others what it holds.
 
+    They hear as well what must not be shown, to take it out of their own logs and errors.
+
     Args:
         kind: the class of the cohort.
     """
@@ -88,9 +91,11 @@ def prepared_once(kind: type[_Cohort]) -> Callable[[Callable[_Arguments, _Cohort
 
             def tell() -> list[Any]:
                 cohort = prepare(*args, **kwargs)
-                return [str(cohort.dataset_dir), str(cohort.datalist_file), cohort.datalist, cohort.synthetic]
+                folder, file = str(cohort.dataset_dir), str(cohort.datalist_file)
+                return [folder, file, cohort.datalist, cohort.synthetic, sorted(known.texts())]
 
-            folder, datalist_file, datalist, synthetic = from_first_process(tell)
+            folder, datalist_file, datalist, synthetic, texts = from_first_process(tell)
+            known.remember(texts)
             return kind(Path(folder), Path(datalist_file), datalist, synthetic)
 
         return prepared

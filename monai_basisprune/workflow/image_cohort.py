@@ -13,8 +13,10 @@ from torch import nn
 
 from ..data.datalist import load_split, write_datalist
 from ..data.folds import divide_datalist
-from ..data.image_folder import list_pictures, prepare_image_datalist
-from ..data.image_labels import ImageLabel, ImageLabels, LabelSettings, check_image_classes, read_image_labels
+from ..data.image_classes import ImageLabel, ImageLabels, LabelSettings, check_image_classes
+from ..data.image_files import list_pictures
+from ..data.image_folder import prepare_image_datalist
+from ..data.image_labels import read_image_labels
 from ..data.npz import NpzSection, read_npz, write_pictures
 from ..data.splits import check_folds
 from ..distributed import from_first_process

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..data.image_folder import place_pictures
+from ..data.image_files import place_pictures
 from ..errors import ConfigurationError
 from ..evidence import accuracy, auc_by_class, auc_interval
 from ..files import write_atomically
 from ..handlers import Predictions
 from ..reading import read_json
 from .image_cohort import load_items, unpacked_folder
+from .inference import check_all_used
 
 __all__ = ["image_evaluation_cases", "patients_known", "write_image_evaluation"]
 
@@ -81,7 +82,11 @@ def write_image_evaluation(
         class_names: names of the classes or findings.
         path: the JSON file.
         section: the name of the section that was evaluated.
+
+    Raises:
+        CohortError: if some cases could not be used.
     """
+    check_all_used(predictions)
     labels, scores, patients = predictions.labels, predictions.scores, predictions.patients or None
     result = auc_interval(labels, scores, patients)
     content: dict[str, Any] = {"section": section, "auc": asdict(result)}

@@ -23,7 +23,7 @@ from ..handlers import Predictions, PredictionsHandler
 from ..report import load_study
 from .cohort import synthetic_folder
 
-__all__ = ["evaluation_cases", "predict", "write_evaluation"]
+__all__ = ["check_all_used", "evaluation_cases", "predict", "write_evaluation"]
 
 
 def evaluation_cases(
@@ -106,6 +106,16 @@ def predict(
     return handler.predictions
 
 
+def check_all_used(predictions: Predictions) -> None:
+    """Refuse predictions of which some are of no image, before any figure is computed.
+
+    Raises:
+        CohortError: with the cases that could not be used, and why.
+    """
+    if skipped := [f"{c}: {p}" for c, p in zip(predictions.case_ids, predictions.problems, strict=False) if p]:
+        raise CohortError("No figure is computed while cases cannot be used; repair them.", skipped)
+
+
 def write_evaluation(predictions: Predictions, path: str | os.PathLike[str], section: str = "test") -> dict[str, Any]:
     """Write the AUC of a network with its 95 % interval by patient, as JSON, and print it.
 
@@ -114,8 +124,7 @@ def write_evaluation(predictions: Predictions, path: str | os.PathLike[str], sec
         path: the JSON file.
         section: the name of the section that was evaluated.
     """
-    if skipped := [f"{c}: {p}" for c, p in zip(predictions.case_ids, predictions.problems, strict=False) if p]:
-        raise CohortError("No figure is computed while cases cannot be used; repair them.", skipped)
+    check_all_used(predictions)
     result = auc_interval(predictions.labels, predictions.scores, predictions.patients or None)
     content = {"section": section, "auc": asdict(result)}
     text = json.dumps(content, indent=1, allow_nan=False)

@@ -102,7 +102,8 @@ def _study(folder: Path) -> Inspection:
     groups = {name: int(settings.get("groups", 1)) for name, settings in plan.modules.items()}
     if not (folder / "model.pt").is_file():
         raise ConfigurationError("The folder of the study lacks model.pt, the weights of the pruned network.")
-    layers = inspect_weights(_read(folder / "model.pt"), groups)
+    shapes = {name: plan.architecture[f"{name}.weight"] for name in plan.layers}
+    layers = inspect_weights(_read(folder / "model.pt"), groups, shapes)
     note = "The network as it was pruned, before its layers are put together again; operations are in study.json."
     return Inspection("pruned network of a study", tuple(layers), (note,))
 

@@ -127,7 +127,7 @@ def compare_methods(
 def _read_methods(methods: Sequence[str | os.PathLike[str]], base: Mapping[str, Any], bundle: Path) -> list[_Method]:
     if isinstance(methods, (str, os.PathLike)) or len(methods) < 2:
         raise ConfigurationError(
-            f"methods must be a list of at least two configurations, such as ['prune','double']; got {methods!r}."
+            f"methods must be a list of at least two configurations, such as ['prune','bases']; got {methods!r}."
         )
     found, problems = [], []
     for method in methods:
@@ -214,4 +214,6 @@ def _difference(reference: Path, folder: Path, margin: float) -> dict[str, Any] 
     before, after = read_predictions(reference), read_predictions(folder)
     if (before["labels"], before["patients"]) != (after["labels"], after["patients"]):
         return None  # a method with another split, which the page marks
-    return compare_auc(before["labels"], before["pruned"], after["pruned"], before["patients"], margin).to_dict()
+    return compare_auc(
+        before["labels"], before["pruned"], after["pruned"], before["patients"] or None, margin
+    ).to_dict()

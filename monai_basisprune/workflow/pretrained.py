@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data import synthetic_source_images
+from ..distributed import process_rank
 from ..errors import ConfigurationError, PlanMismatchError, shortened_list
 from ..reading import is_ordinary_tensor, read_weights
 from ..selection import linear_layers
@@ -227,7 +228,7 @@ def pretrain_on_images(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     pretrained.train()
-    bar = tqdm(total=steps, desc="Pretraining on the synthetic source task", disable=not progress)
+    bar = tqdm(total=steps, desc="Pretraining on the synthetic source task", disable=not progress or process_rank() > 0)
     correct = 0.0
     for _ in range(epochs):
         for batch in torch.randperm(cases, generator=generator).split(batch_size)[: cases // batch_size]:

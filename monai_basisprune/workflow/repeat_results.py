@@ -229,18 +229,30 @@ def read_predictions(folder: Path) -> dict[str, list[Any]]:
         raise ConfigurationError(f"test_predictions.json of {folder.name} cannot be read: {error}.") from error
     columns = [content.get(name) if isinstance(content, dict) else None for name in _POOLED]
     kinds: tuple[Any, ...] = (int, (int, float), (int, float), str)
-    if not all(
-        isinstance(column, list)
-        and len(column) == len(columns[0] or ())
-        and all(type(v) is not bool for v in column)
-        and all(isinstance(value, kind) for value in column)
-        for column, kind in zip(columns, kinds, strict=True)
+    labels, patients = columns[0], columns[-1]
+    if (
+        not all(_is_column(column, kind) for column, kind in zip(columns, kinds, strict=True))
+        or any(len(column or ()) != len(labels or ()) for column in columns[1:-1])
+        or len(patients or ()) not in (0, len(labels or ()))
+        or any(isinstance(patient, list) for patient in patients or ())
     ):
         raise ConfigurationError(
             f"test_predictions.json of {folder.name} must hold lists of one length under {', '.join(_POOLED)}: whole "
-            f"numbers, two times scores, and texts. Delete it, and the repeat is run again."
+            f"numbers, two times scores (of several classes, lists of them), and texts, which may all be missing. "
+            f"Delete it, and the repeat is run again."
         )
     return dict(zip(_POOLED, columns, strict=True))  # type: ignore[arg-type]
+
+
+def _is_column(column: Any, kind: Any) -> bool:
+    """Tell whether it is a list of values of a kind, or of lists of as many of them in each."""
+    if not isinstance(column, list):
+        return False
+    rows = [one if isinstance(one, list) else [one] for one in column]
+    shapes = {(isinstance(one, list), len(row)) for one, row in zip(column, rows, strict=True)}
+    return len(shapes) <= 1 and all(
+        isinstance(value, kind) and type(value) is not bool for row in rows for value in row
+    )
 
 
 def _network_file(folder: Path, structure: str | None) -> Path:

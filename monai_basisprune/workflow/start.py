@@ -17,7 +17,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
+from tqdm import tqdm
 
+from ..distributed import leave_processes
 from ..errors import BasisPruneError, ConfigurationError
 from ..failures import explain_failure
 from ..files import write_atomically
@@ -36,13 +38,22 @@ class RunStart:
     """The moment at which a run started.
 
     Attributes:
-        time: seconds, of the clock that ``time.perf_counter`` reads.
+        time: seconds, of the clock that ``time.perf_counter`` reads; of a run that goes on from a checkpoint, earlier
+            by what it had taken before.
         command: the command, without the folders that it names; see :func:`show_command`.
     """
 
     def __init__(self, command: str | None = None) -> None:
         self.time = time.perf_counter()
         self.command = show_command(sys.argv) if command is None else command
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds that the run has taken so far, for a checkpoint."""
+        return {"seconds": time.perf_counter() - self.time}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Count the seconds until a checkpoint as well: the run started so much earlier."""
+        self.time -= state["seconds"]
 
 
 def start_run(
@@ -69,7 +80,7 @@ def start_run(
         install_redaction(private_paths)
     else:
         remove_redaction()
-    sys.excepthook = _show_error
+    sys.excepthook = _end_with_error
     parser = running_parser()
     if parser is not None:
         _clean_tracked_config(parser)
@@ -156,7 +167,9 @@ def show_command(arguments: list[str]) -> str:
     if not name:
         return "a session of Python"
     quoted = [f'"{text}"' if "'" in text and not set('"$`\\\\') & set(text) else shlex.quote(text) for text in shown]
-    return " ".join(["python", "-m", name, *quoted] if module else [name, *quoted])
+    several = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun says to each process how many it started
+    start = ["python"] if several is None else ["torchrun", f"--nproc_per_node={int(several)}"]
+    return " ".join([*start, "-m", name, *quoted] if module else [name, *quoted])
 
 
 def _short_path(path: str) -> str:
@@ -232,6 +245,15 @@ def _is_steps(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v.startswith("$") for v in value)
 
 
+def _end_with_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show what ended the run, and leave the other processes, so that this one is not aborted with a dump of memory."""
+    for bar in list(getattr(tqdm, "_instances", ())):  # an open one would be drawn over the message
+        bar.close()
+    _show_error(kind, error, trace)
+    sys.stderr.flush()
+    leave_processes()
+
+
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the message of our own error at the end of a chain; everything else as Python does, redacted."""
     link: BaseException | None = error
@@ -242,7 +264,11 @@ def _show_error(kind: type[BaseException], error: BaseException, trace: Tracebac
         link = link.__cause__
     reason = explain_failure(error, running=False)
     if issubclass(kind, KeyboardInterrupt):
-        print("\nmonai_basisprune: interrupted. What was saved before is left as it is.", file=sys.stderr)
+        print(
+            "\nmonai_basisprune: interrupted. What was saved before is left as it is. Where a training was stopped, "
+            "started again with the same command, the run goes on.",
+            file=sys.stderr,
+        )
     elif reason is not None:
         print(f"\nmonai_basisprune: {reason}", file=sys.stderr)
     else:

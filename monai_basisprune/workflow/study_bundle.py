@@ -14,7 +14,14 @@ from monai.bundle import ConfigParser
 from ..decomposition import layer_status
 from ..errors import ConfigurationError, PlanMismatchError
 from ..fingerprint import architecture_of
-from ..inference import DEPLOYMENT_KEYS, read_deployment
+from ..inference import (
+    DEPLOYMENT_KEYS,
+    PICTURE_KEYS,
+    VOLUME_KEYS,
+    carried_keys,
+    read_deployment,
+    read_volume_deployment,
+)
 from ..persistence import load_pruned
 from ..plan import PruningPlan
 from ..report import load_study
@@ -22,7 +29,9 @@ from .bundle import BundleEvidence, PrunedBundle, write_pruned_bundle
 from .bundle_configs import config_files, find_config
 from .bundle_files import check_output
 
-__all__ = ["export_study_bundle"]
+__all__ = ["export_study_bundle", "original_component", "study_deployment"]
+
+_MODELS = "@bundle_root + '/models"
 
 
 def export_study_bundle(
@@ -57,11 +66,10 @@ def export_study_bundle(
             f"The folder of the study lacks {', '.join(missing)}: name the output_dir of a finished pruning run."
         )
     check_output(output, bundle)
-    study, deployment = load_study(results / "study.json"), read_deployment(results)
+    study, deployment = load_study(results / "study.json"), study_deployment(results)
     fixed = {key: value for key, value in deployment.items() if key != "class_names"}
-    network_def = _original_component(
-        Path(bundle), PruningPlan.load(results / "model.plan.json"), {**deployment, **(overrides or {})}
-    )
+    plan = PruningPlan.load(results / "model.plan.json")
+    network_def = original_component(Path(bundle), plan, deployment, overrides)
     network = load_pruned(network_def, results / "model.pt")
     if {layer.name: (layer.rank, layer.channels) for layer in layer_status(network)} != {
         layer["name"]: (layer["rank"], layer.get("channels")) for layer in study["layers"]
@@ -95,34 +103,61 @@ def export_study_bundle(
 def _deployed(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes a configuration of ours read the bundle's own network instead of a study's."""
     updates: dict[str, Any] = {key: value for key, value in fixed.items() if key in config}
-    models = "$@bundle_root + '/models/model.pt'"
+    weights = f"${_MODELS}/model.pt'"
     if "pretrained" in config:
-        updates["pretrained"] = models
-    if "algorithm" in config:
-        updates["algorithm"] = "$monai_basisprune.workflow.identify_algorithm(@bundle_root + '/models')"
+        updates["pretrained"] = weights
     component = config.get("network_def")
     if isinstance(component, Mapping) and component.get("_target_") == "monai_basisprune.workflow.load_deployed":
-        updates["deployment"] = "$monai_basisprune.workflow.read_deployment(@bundle_root + '/models')"
+        for key in ("deployment", "algorithm"):  # expressions that read them from the output_dir of a study
+            if key in config:
+                updates[key] = config[key].replace("(@output_dir", f"({_MODELS}'")
         updates["evaluator#network"] = "$@network_def.to(@device)"
         loader = {
             "_target_": "monai.handlers.CheckpointLoader",
-            "load_path": models,
+            "load_path": weights,
             "load_dict": {"network": "@network_def"},
         }
         updates["handlers"] = [*config["handlers"], loader]
     return updates
 
 
-def _original_component(bundle: Path, plan: PruningPlan, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the component of the network that was pruned, with the values of its arguments."""
+def study_deployment(study_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read how the images of a study's network are prepared, be they radiographs, pictures or volumes.
+
+    Args:
+        study_dir: folder of the results.
+
+    Raises:
+        ConfigurationError: if there is no deployed network, or it does not carry them or other values than it can.
+    """
+    keys = carried_keys(study_dir)
+    if keys.issuperset(VOLUME_KEYS):
+        return read_volume_deployment(study_dir)
+    return read_deployment(study_dir, PICTURE_KEYS if keys.issuperset(PICTURE_KEYS) else DEPLOYMENT_KEYS)
+
+
+def original_component(
+    bundle: Path, plan: PruningPlan, deployment: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the component of the network that was pruned, with the values of its arguments.
+
+    Args:
+        bundle: folder of the bundle that the study was made with.
+        plan: the plan of the pruned network.
+        deployment: what the study's network carries, which goes before the values of the bundle.
+        overrides: keys of the bundle's training configuration, by id, which go before both.
+
+    Raises:
+        ConfigurationError: if the bundle has no configuration to look in.
+        PlanMismatchError: if no network of the bundle is the one that was pruned.
+    """
     path = find_config(bundle, "train", "inference")
     if path is None:
         raise ConfigurationError("The bundle has neither configs/train.json nor configs/inference.json.")
     parser = ConfigParser()
     parser.read_config(str(path))
-    for key, value in values.items():
-        if key in parser or key not in DEPLOYMENT_KEYS:
-            parser[key] = value
+    for key, value in {**{key: deployment[key] for key in deployment if key in parser}, **(overrides or {})}.items():
+        parser[key] = value
     own = parser.get("network_def")
     # an expression chooses among components that it names
     names = ["network_def"] if isinstance(own, Mapping) else re.findall(r"@(\w+(?:(?:#|::)\w+)+)", str(own))

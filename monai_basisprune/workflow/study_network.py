@@ -9,11 +9,10 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..export import ExportResult, export_network
-from ..inference import read_deployment
 from ..persistence import load_pruned
 from ..plan import PruningPlan
 from ..report import load_study
-from .study_bundle import _original_component
+from .study_bundle import original_component, study_deployment
 
 __all__ = ["export_study_network"]
 
@@ -46,8 +45,8 @@ def export_study_network(
         )
     if os.path.lexists(path):
         raise ConfigurationError("The file to write exists: name another one.")
-    study, deployment = load_study(results / "study.json"), read_deployment(results)
-    values = {**deployment, **(overrides or {})}
-    component = _original_component(Path(bundle), PruningPlan.load(results / "model.plan.json"), values)
+    study, deployment = load_study(results / "study.json"), study_deployment(results)
+    plan = PruningPlan.load(results / "model.plan.json")
+    component = original_component(Path(bundle), plan, deployment, overrides)
     network = load_pruned(component, results / "model.pt")
     return export_network(network, path, study["network"]["input_shape"], metadata=deployment)

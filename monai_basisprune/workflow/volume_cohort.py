@@ -102,6 +102,7 @@ def prepare_volume_cohort(
         on_problem=on_problem,
         spacing=how.spacing,
         volume_size=how.volume_size,
+        window=how.hounsfield_window,
         progress=progress,
     )
     if folds is not None or split_seed is not None:

@@ -3,8 +3,8 @@
 python tests/benchmarks/kills.py --kills 24 --output docs/results/kills.json
 
 Half of the runs search for a margin of AUC, half go through fixed targets; all prune bases and channels. A run is
-killed by SIGKILL some times at random, each time started again with the same command, and then left to end. What it leaves has
-to be equal byte by byte to what a run left that was never stopped, except for times, memory and the clock.
+killed by SIGKILL some times at random, each time started again with the same command, and then left to end. What it
+leaves has to be equal byte by byte to what a run left that was never stopped, except for times, memory and the clock.
 """
 
 from __future__ import annotations
@@ -78,19 +78,25 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def moment(folder: Path, before: set[str]) -> str:
-    """Return what a run had reached when it was killed, given the partial files that were there before."""
+def reached(folder: Path) -> int:
+    """Return the last epoch whose checkpoint is there, and 0 where none is."""
     saved = sorted(path.name for path in (folder / "work" / "checkpoints").glob("checkpoint_*.pt"))
+    return int(saved[-1][11:17]) if saved else 0
+
+
+def killed_at(epoch: int, wait: float, folder: Path, overlay: Path) -> str | None:
+    """Start a run, and kill it some moments after an epoch; returns what it had reached, or None where it had ended."""
+    before = {path.name for path in (folder / "work").rglob(".*.tmp")}
+    process = start(folder, overlay)
+    while process.poll() is None and reached(folder) < epoch:
+        time.sleep(0.01)
+    time.sleep(wait)
+    if process.poll() is not None:
+        return None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     partial = {path.name for path in (folder / "work").rglob(".*.tmp")} - before
-    return f"after epoch {int(saved[-1][11:17]) if saved else 0}" + (", while it saved" if partial else "")
-
-
-def until_training(folder: Path, process: subprocess.Popen[bytes]) -> float:
-    """Wait until a run that is started for the first time has saved its first checkpoint, and return the seconds."""
-    begin = time.perf_counter()
-    while process.poll() is None and not list((folder / "work" / "checkpoints").glob("checkpoint_*.pt")):
-        time.sleep(0.05)
-    return time.perf_counter() - begin
+    return f"after epoch {reached(folder)}" + (", while it saved" if partial else "")
 
 
 def main() -> None:
@@ -109,33 +115,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         salt = "5a" * 32  # without it, each folder has pseudonyms of its own
-        wanted, seconds, ready = {}, {}, {}
+        wanted, epochs = {}, {}
         overlays = {kind: work / f"{kind}.json" for kind in KINDS}
         for kind, extra in KINDS.items():
             overlays[kind].write_text(json.dumps(OVERLAY | extra))
             prepare(work / f"whole {kind}", salt)
-            begin, process = time.perf_counter(), start(work / f"whole {kind}", overlays[kind])
-            ready[kind] = until_training(work / f"whole {kind}", process)
-            assert process.wait() == 0
-            seconds[kind], wanted[kind] = time.perf_counter() - begin, left(work / f"whole {kind}")
+            assert start(work / f"whole {kind}", overlays[kind]).wait() == 0
+            wanted[kind] = left(work / f"whole {kind}")
+            epochs[kind] = len(json.loads((work / f"whole {kind}" / "evaluations.json").read_text()))
         kills = 0
         while kills < arguments.kills:
             kind = list(KINDS)[len(record["runs"]) % len(KINDS)]
             folder = work / f"run {len(record['runs'])}"
             prepare(folder, salt)
-            moments = []
-            while len(moments) < PER_RUN:
-                before = {path.name for path in (folder / "work").rglob(".*.tmp")}
-                process = start(folder, overlays[kind])
-                try:
-                    process.wait(ready[kind] + generator.uniform(-0.1, 0.5) * (seconds[kind] - ready[kind]))
-                    break  # it had less left to do
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
-                    moments.append(moment(folder, before))
-            else:
-                assert start(folder, overlays[kind]).wait() == 0
+            chosen = sorted(generator.sample(range(epochs[kind]), PER_RUN))
+            tries = [killed_at(epoch, generator.uniform(0, 0.5), folder, overlays[kind]) for epoch in chosen]
+            moments = [one for one in tries if one is not None]
+            assert start(folder, overlays[kind]).wait() == 0
             found = left(folder)
             differing = sorted(key for key in {*found, *wanted[kind]} if found.get(key) != wanted[kind].get(key))
             kills += len(moments)

@@ -4,7 +4,8 @@ python tests/benchmarks/race.py run --data ../shared/data --output OUTPUT [--set
 python tests/benchmarks/race.py summarize --data ../shared/data --output OUTPUT > docs/results/race.json
 
 Each run (data set, network, contestant, seed, fold) is one file in the output folder; one that is there is not run
-again, so the race can be stopped and started at any time, and more contestants added. Everything runs on one thread.
+again, so the race can be stopped and started at any time, and more contestants added. Everything runs on one thread;
+seconds are those of the processor, so a busy machine changes them little, but latencies it does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -35,7 +37,7 @@ class Contestant:
 
     Attributes:
         start: what is transferred before the first cut: ``"bases"`` (decomposed; scaling factors, norms and head are
-            trained), ``"activation_bases"`` (the same with bases from 100 training images), ``"norms"`` (a plain
+            trained), ``"activation_bases"`` (the same with bases from 300 training images), ``"norms"`` (a plain
             network's norms and head), ``"all"`` (all its weights) or ``"nothing"``.
         run: takes the transferred network and the trainer, and yields a network for each ratio.
     """
@@ -78,7 +80,7 @@ def transferred(start: str, network: nn.Module, trainer: Trainer, kept: Path) ->
     if start == "bases":
         network = mbp.decompose(network)
     elif start == "activation_bases":
-        network = mbp.decompose(network, basis="activation", data=trainer.plain_batches(100))
+        network = mbp.decompose(network, basis="activation", data=trainer.plain_batches(300))
     choose = {"norms": norms_and_head, "all": all_weights}.get(start, mbp.freeze_weights_)
     if not kept.exists():
         trainer.train(network, choose(network), settings.transfer_epochs, rate)
@@ -145,7 +147,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.verb == "summarize":
-        print(json.dumps(summarize(arguments.data, arguments.output), indent=1))
+        found = {
+            "command": "python " + " ".join(["tests/benchmarks/race.py", *sys.argv[1:]]),
+            "torch": torch.__version__,
+        }
+        print(json.dumps({**found, **summarize(arguments.data, arguments.output)}, indent=1))
         return
     arguments.output.mkdir(parents=True, exist_ok=True)
     images = {name: load(name, arguments.data) for name in arguments.sets}

@@ -43,7 +43,8 @@ class Recipe:
             distillation.start(network)
         scores = _Scores(network, trainer, self)
         with contextlib.closing(scores):
-            scores.score_pass(trainer, loss)
+            if scores.collecting:
+                scores.score_pass(trainer, loss)
             for ratio in settings.ratios:
                 try:
                     scores.cut(ratio)

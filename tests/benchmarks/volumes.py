@@ -2,15 +2,19 @@
 
 python tests/benchmarks/volumes.py --output docs/results/volumes.json
 
-Each network runs in a process of its own, so that the peak of its resident memory is its own; it is loaded there from
-a TorchScript file, as it is deployed. The weights are random: what is measured does not depend on them. One thread,
-Linux; run it on a machine that does nothing else.
+It is cut to the same numbers of parameters by bases alone, and by bases and channels jointly. Each network runs in
+processes of its own, so that the peak of its resident memory is its own; it is loaded there from a TorchScript file, as
+it is deployed. The networks take turns, so that what else the machine does meets all of them. The weights are random:
+memory and time depend on how many bases and channels are left in each layer, and a trained network leaves others. One
+thread, Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -28,8 +32,10 @@ import monai_basisprune as mbp
 from monai_basisprune.latency import device_name
 
 SHAPE = (1, 96, 96, 96)
+NOISE = (1, 32, 32, 32)
 BUDGETS = (0.9, 0.98)
-REPEATS = 5
+ROUNDS, REPEATS = 3, 3
+KEYS = ("parameters", "macs", "bytes_on_disk", "peak_activation_bytes")
 
 PROBE = """
 import json, sys, time, torch
@@ -49,13 +55,14 @@ with torch.inference_mode():
     network = torch.jit.load(sys.argv[1]).eval()
     x = torch.randn(1, *shape)
     network(x)
-    seconds = []
+    wall, cpu = [], []
     for _ in range(int(sys.argv[4])):
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.process_time()
         network(x)
-        seconds.append(time.perf_counter() - start)
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - begun)
 peak = resident("VmHWM:")
-print(json.dumps({"seconds": seconds, "peak": peak, "above": peak - before}))
+print(json.dumps({"wall": wall, "cpu": cpu, "peak": [peak], "above": [peak - before]}))
 """
 
 
@@ -68,33 +75,73 @@ def original() -> nn.Module:
     return network.eval()
 
 
-def pruned(network: nn.Module, parameters: float) -> nn.Module:
-    """Return the recomposed network without a share of its parameters, the smallest singular values first."""
-    decomposed = mbp.decompose(network)
-    mbp.prune_(decomposed, mbp.SingularValueImportance(decomposed).scores(), mbp.Budget(parameters=parameters))
-    return mbp.recompose(decomposed).eval()
+def without_bases(decomposed: nn.Module, share: float) -> None:
+    """Remove a share of the parameters: the bases of smallest singular values first."""
+    mbp.prune_(decomposed, mbp.SingularValueImportance(decomposed).scores(), mbp.Budget(parameters=share))
 
 
-def measure(network: nn.Module, folder: Path) -> dict[str, Any]:
-    """Measure one network, without gradients."""
-    cost = mbp.measure_complexity(network, SHAPE)
-    file, small = folder / "network.ts", folder / "small.ts"
+def jointly(decomposed: nn.Module, share: float) -> None:
+    """Remove a share of the parameters: bases and channels, by Taylor scores of noise."""
+    bases = mbp.TaylorImportance(decomposed)
+    generator = torch.Generator().manual_seed(1)
+    with mbp.ChannelTaylorImportance(decomposed, NOISE) as channels:
+        for _ in range(4):
+            decomposed.zero_grad()
+            answer = decomposed(torch.randn(2, *NOISE, generator=generator))
+            nn.functional.cross_entropy(answer, torch.tensor([0, 1])).backward()
+            bases.accumulate()
+            channels.accumulate()
+        scores = bases.scores(), channels.scores()
+    mbp.prune_jointly_(decomposed, *scores, mbp.Budget(parameters=share), NOISE)
+
+
+def deploy(network: nn.Module, file: Path) -> dict[str, int]:
+    """Write a network as it is deployed; returns what it costs by count."""
     with torch.no_grad():
         torch.jit.trace(network, torch.zeros(1, *SHAPE), check_trace=False).save(str(file))
-    torch.jit.script(nn.ReLU()).save(str(small))
+    cost = mbp.measure_complexity(network, SHAPE)
+    return {key: getattr(cost, key) for key in KEYS}
+
+
+def probe(file: Path, small: Path) -> dict[str, list[float]]:
+    """Run a deployed network in a process of its own."""
     command = [sys.executable, "-c", PROBE, str(file), str(small), json.dumps(SHAPE), str(REPEATS)]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "bytes_on_disk": cost.bytes_on_disk,
-        "peak_activation_bytes": cost.peak_activation_bytes,
-        "resident_peak_bytes": found["peak"],
-        "resident_above_libraries_bytes": found["above"],
-        "median_seconds": statistics.median(found["seconds"]),
-        "fastest_seconds": min(found["seconds"]),
-        "slowest_seconds": max(found["seconds"]),
-    }
+    found: dict[str, list[float]] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
+    return found
+
+
+def measure(folder: Path) -> dict[str, dict[str, Any]]:
+    """Measure all networks in turn; returns a row for each."""
+    network, small = original(), folder / "small.ts"
+    torch.jit.script(nn.ReLU()).save(str(small))
+    rows: dict[str, dict[str, Any]] = {"unpruned": dict(deploy(network, folder / "unpruned.ts"))}
+    decomposed = mbp.decompose(network)
+    for share in BUDGETS:
+        for how, prune in (("bases", without_bases), ("bases and channels", jointly)):
+            name = f"{share:.0%} of the parameters removed, {how}"
+            smaller = copy.deepcopy(decomposed)
+            prune(smaller, share)
+            rows[name] = dict(deploy(mbp.recompose(smaller).eval(), folder / f"{name}.ts"))
+    found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in rows}
+    for _ in range(ROUNDS):
+        for name in rows:
+            found[name].append(probe(folder / f"{name}.ts", small))
+    for name, row in rows.items():
+        together = {key: [one for turn in found[name] for one in turn[key]] for key in found[name][0]}
+        row["resident_peak_bytes"] = int(statistics.median(together["peak"]))
+        row["resident_above_libraries_bytes"] = int(statistics.median(together["above"]))
+        for kind in ("wall", "cpu"):
+            row[f"median_{kind}_seconds"] = round(statistics.median(together[kind]), 4)
+            row[f"{kind}_seconds_range"] = [round(min(together[kind]), 4), round(max(together[kind]), 4)]
+    first = rows["unpruned"]
+    for row in list(rows.values())[1:]:
+        for key in ("parameters", "macs", "peak_activation_bytes", "resident_above_libraries_bytes"):
+            row[f"{key}_ratio"] = round(row[key] / first[key], 4)
+        for kind in ("wall", "cpu"):
+            row[f"{kind}_speed_up"] = round(first[f"median_{kind}_seconds"] / row[f"median_{kind}_seconds"], 2)
+    return rows
 
 
 def main() -> None:
@@ -103,23 +150,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write; without it, the result is only printed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    network = original()
-    rows: dict[str, Any] = {}
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        rows["unpruned"] = measure(network, Path(folder))
-        for share in BUDGETS:
-            name = f"{share:.0%} of the parameters removed"
-            rows[name] = measure(pruned(network, share), Path(folder))
-            for key in ("parameters", "macs", "peak_activation_bytes", "resident_above_libraries_bytes"):
-                rows[name][f"{key}_ratio"] = round(rows[name][key] / rows["unpruned"][key], 4)
-            rows[name]["speed_up"] = round(rows["unpruned"]["median_seconds"] / rows[name]["median_seconds"], 2)
+        rows = measure(Path(folder))
     result = {
         "command": "python tests/benchmarks/volumes.py --output docs/results/volumes.json",
         "network": "ResNet-18 3D as MedicalNet has it (shortcut A, conv1_t_stride 2, 1 channel), random weights",
         "input_shape": list(SHAPE),
         "batch": 1,
         "threads": 1,
+        "rounds": ROUNDS,
         "repeats": REPEATS,
+        "load_average_before": round(load, 1),
         "device": device_name("cpu"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai")}},
         "results": rows,

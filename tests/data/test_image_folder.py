@@ -11,8 +11,9 @@ import pytest
 from pictures import CLASSES, gray, save, write_folders, write_table
 
 from monai_basisprune.data import divide_datalist, load_split
-from monai_basisprune.data.image_folder import place_pictures, prepare_image_datalist
-from monai_basisprune.data.image_labels import LabelSettings
+from monai_basisprune.data.image_classes import LabelSettings
+from monai_basisprune.data.image_files import place_pictures
+from monai_basisprune.data.image_folder import prepare_image_datalist
 from monai_basisprune.errors import CohortError, ConfigurationError
 
 SECTIONS = ("training", "validation", "test")
@@ -141,6 +142,23 @@ def test_findings_of_a_table(tmp_path: Path, columns: bool) -> None:
     assert again["split_sha256"] != datalist["split_sha256"]
     fold = divide_datalist(datalist, 0, 3, 1)
     assert sum(len(fold[name]) for name in SECTIONS) == 60
+
+
+def test_a_finding_that_is_mostly_unknown_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    rows = [f"{number}.png,{number % 2},{'1' if number < 2 else ''},note {number}" for number in range(8)]
+    for number in range(8):
+        save(root / f"{number}.png", gray(number))
+    write_table(root, rows, "image,mass,rare,remark")
+    found = problems(root, label_kind="multi")
+    assert "labels table, column 'rare': 6 cells are neither 0 nor 1 (blank, NaN or uncertain); decide each" in found
+    assert "remark" not in found
+
+
+def test_a_separator_that_is_not_quoted_is_a_problem(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "images", 2)
+    write_table(root, ["healthy/000.png,healthy", "ill/000.png,early, ill"])
+    assert "labels table, line 3: has 3 cells where the header has 2; quote cells" in problems(root)
 
 
 def test_written_lists_hold_no_paths_and_pictures_are_found_again(tmp_path: Path) -> None:

@@ -53,6 +53,14 @@ def test_a_qform_counts_where_there_is_no_sform(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, grid, atol=1e-5)
 
 
+def test_an_sform_counts_before_a_qform_that_only_turns(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(values(), affine())
+    image.set_sform(affine(), code=2)
+    image.set_qform(affine() @ np.diag([-1.0, -1, 1, 1]), code=1)
+    image.to_filename(tmp_path / "a.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, affine(), atol=1e-5)
+
+
 def test_one_more_axis_of_one_voxel_is_removed(tmp_path: Path) -> None:
     assert read_volume(nifti(tmp_path / "a.nii", values(shape=(*SHAPE, 1)))).values.shape == SHAPE
 
@@ -109,6 +117,12 @@ BAD_NIFTI: dict[str, tuple[Callable[[Path], Path], str]] = {
     "offset": (broken(lambda p: with_header(p, vox_offset=1e30)), "impossible place of its voxels"),
     "NaN offset": (broken(lambda p: with_header(p, vox_offset=np.nan)), "impossible place of its voxels"),
     "scaling": (broken(lambda p: with_header(p, scl_slope=1, scl_inter=np.inf)), "scaling in its header that is not"),
+    "infinite slope": (broken(lambda p: with_header(p, scl_slope=np.inf)), "scaling in its header that is not"),
+    "too high for 32 bits": (lambda f: nifti(f / "a.nii", values().astype(np.float64) * 1e300), "NaN or infinite"),
+    "mirrored": (
+        broken(lambda p: with_header(p, qform_code=1, pixdim=[-1, 1, 1.5, 2, 0, 0, 0, 0])),
+        "has a qform and an sform of which one is the mirror image of the other",
+    ),
 }
 
 
@@ -210,6 +224,39 @@ def test_voxels_of_a_series_are_where_itk_puts_them(
     np.testing.assert_allclose(at(points, ours.values, ours.affine), expected)
 
 
+@pytest.mark.parametrize("side", [1, -1], ids=["along", "against"])
+@pytest.mark.parametrize(
+    "direction",
+    [(1, 0, 0, 0, 1, 0), (-1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, -1), (0, -1, 0, 0, 0, 1), (0.8, 0.6, 0, -0.6, 0.8, 0)],
+)
+def test_hounsfield_units_are_where_the_standard_puts_them(
+    tmp_path: Path, direction: tuple[float, ...], side: int
+) -> None:
+    """A field of numbers in the patient, by the formula of PS3.3 C.7.6.2.1.1, each slice with a rescale of its own."""
+
+    def field(right: np.ndarray, front: np.ndarray, head: np.ndarray) -> np.ndarray:
+        return -500 + 4 * right + 2 * front + head
+
+    along_row, along_column = np.array(direction[:3]), np.array(direction[3:])
+    step = 2.5 * side * np.cross(along_row, along_column)
+    folder, _ = series(tmp_path / "s", direction=direction, step=tuple(step), BitsStored=16, HighBit=15)
+    column, row = (one[..., None] for one in np.meshgrid(np.arange(8), np.arange(10)))
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        number = dataset.InstanceNumber - 1
+        corner = np.array([float(one) for one in dataset.ImagePositionPatient])
+        left, back, head = np.moveaxis(corner + column * 0.75 * along_row + row * 0.5 * along_column, -1, 0)
+        slope, intercept = 0.5 + 0.25 * number, -1024 - number
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+        dataset.PixelData = np.rint((field(-left, -back, head) - intercept) / slope).astype("<u2").tobytes()
+        dataset.InstanceNumber = (7 * number) % 5  # of no use for the order
+        dataset.save_as(path)
+    volume = read_volume(folder)
+    index = np.stack(np.meshgrid(*map(np.arange, volume.values.shape), indexing="ij"))
+    right, front, head = np.tensordot(volume.affine[:3, :3], index, 1) + volume.affine[:3, 3, None, None, None]
+    np.testing.assert_allclose(volume.values, field(right, front, head), atol=1.1)  # stored as integers
+
+
 def edit(folder: Path, number: int, **tags: object) -> None:
     """Change tags of one slice; None deletes."""
     for path in folder.iterdir():
@@ -271,6 +318,23 @@ BAD_SERIES: dict[str, tuple[Callable[[Path], object], str]] = {
     "too few": (lambda f: [remove(f, n) for n in (1, 2, 3)], "has 3 slices, expected at least 4"),
     "two patients": (lambda f: edit(f, 2, PatientID="P2"), "mixes files of several patients"),
     "color": (lambda f: edit(f, 2, SamplesPerPixel=3, PhotometricInterpretation="RGB"), "color image or not gray"),
+    "no rotation": (
+        lambda f: [edit(f, n, ImageOrientationPatient=[2, 0, 0, 0, 0.5, 0]) for n in range(1, 7)],
+        "has an ImageOrientationPatient that is no rotation",
+    ),
+    "one without rescale": (
+        lambda f: edit(f, 2, RescaleSlope=None, RescaleIntercept=None),
+        "has 1 of 6 slices without RescaleSlope and RescaleIntercept",
+    ),
+    "CT without rescale": (
+        lambda f: [edit(f, n, RescaleSlope=None, RescaleIntercept=None) for n in range(1, 7)],
+        "has 6 of 6 slices without RescaleSlope and RescaleIntercept",
+    ),
+    "one inverted": (
+        lambda f: edit(f, 2, PhotometricInterpretation="MONOCHROME1"),
+        "slices that differ in Photometric",
+    ),
+    "other unit": (lambda f: edit(f, 2, RescaleType="US"), "has slices that differ in RescaleType"),
     "no slope": (lambda f: edit(f, 2, RescaleSlope=0), "has a RescaleSlope of 0"),
     "no pixels": (lambda f: edit(f, 2, PixelData=None), "has 1 of 6 slices that cannot be used: each holds no image"),
     "no UID": (lambda f: [edit(f, n, SeriesInstanceUID="") for n in range(1, 7)], "has no valid SeriesInstanceUID"),
@@ -304,6 +368,13 @@ def test_compression_without_a_decoder_is_named_before_any_pixel(tmp_path: Path)
     words = "cannot be" if available else "no decoder for it is installed"
     with pytest.raises(CohortError, match=words):
         read_volume(folder)
+
+
+def test_a_series_of_mr_needs_no_rescale(tmp_path: Path) -> None:
+    folder, voxels = series(tmp_path / "s", Modality="MR")
+    for number in range(1, 7):
+        edit(folder, number, RescaleSlope=None, RescaleIntercept=None)
+    np.testing.assert_array_equal(read_volume(folder).values, voxels + 1024)
 
 
 def test_padding_becomes_the_lowest_value_of_the_series(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from volume_files import affine, nifti, series, table, values
 
-from monai_basisprune.data import Cohort, load_split, prepare_volume_datalist, read_volume_cohort
+from monai_basisprune.data import Cohort, VolumePreparation, load_split, prepare_volume_datalist, read_volume_cohort
 from monai_basisprune.data.volume_preflight import cross_check_volumes, find_volumes, inspect_volumes
 from monai_basisprune.errors import CohortError, ConfigurationError
 from monai_basisprune.files import sha256_of
@@ -216,6 +216,29 @@ def test_a_spacing_that_would_make_too_many_voxels_is_refused(tmp_path: Path) ->
     assert [text for text in found if "would have more than 536870912 voxels at the spacing" in text]
 
 
+def test_what_is_hardly_ct_is_warned_of(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "c")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(folder, window=(-1000, 400))
+    nifti(folder / f"{MARK}_0.nii.gz", values(0) + 1000)
+    shutil.rmtree(folder / f"{MARK}_7")
+    series(folder / f"{MARK}_7", seed=7, patient=f"{MARK}P7", Modality="MR")
+    with pytest.warns(UserWarning, match=r"^2 of 8 volumes do not look like CT .* window from -1000 to 400; for MR"):
+        read(folder, window=(-1000, 400))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(folder)
+
+
+def test_a_volume_outside_of_the_window_is_refused(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "c")
+    nifti(folder / f"{MARK}_0.nii.gz", values(0) + 5000)
+    (found,) = problems(folder, window=(-1000, 400))
+    assert "shows nothing in the window from -1000 to 400, its values run from 4" in found
+    assert len(read(folder).cases) == 8
+
+
 # --- without labels
 
 
@@ -245,6 +268,16 @@ def test_a_damaged_volume_stops_the_list_or_stays_in_it_with_the_reason(tmp_path
         list_volumes(_only(tmp_path / "bad", b"x"), "skip", progress=False)
     with pytest.raises(CohortError, match="is not a folder"):
         list_volumes(None)
+
+
+def test_a_volume_that_the_network_would_see_as_empty_is_not_predicted(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "c")
+    nifti(folder / f"{MARK}_0.nii.gz", values(0) + 5000)
+    how = VolumePreparation((16, 16, 16)).to_dict()
+    with pytest.raises(CohortError, match="1 of 8 volumes cannot be used") as caught:
+        list_volumes(folder, preparation=how, progress=False)
+    assert "shows nothing in the window from -1000 to 400" in str(caught.value)
+    assert not [case for case in list_volumes(folder, preparation={**how, "intensity": "zscore"}) if case["problem"]]
 
 
 def _only(folder: Path, content: bytes) -> Path:

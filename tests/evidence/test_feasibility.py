@@ -6,7 +6,12 @@ import re
 import pytest
 
 from monai_basisprune.evidence import required_positive_patients
-from monai_basisprune.evidence.feasibility import ASSUMED_CORRELATION, patients_by_class, sample_problem
+from monai_basisprune.evidence.feasibility import (
+    ASSUMED_CORRELATION,
+    patients_by_class,
+    sample_problem,
+    several_classes,
+)
 
 
 def test_too_few_patients_are_told_with_the_number_that_is_needed():
@@ -21,6 +26,17 @@ def test_too_few_patients_are_told_with_the_number_that_is_needed():
     ):
         assert words in problem.message
     assert sample_problem(0.01, 0.9, needed, 3 * needed, "assumed") is None
+
+
+def test_numbers_of_several_classes_are_told_to_be_those_of_one():
+    told = "Of several classes, these are the numbers of one whose AUC is known as well as their mean."
+    plain, several = (sample_problem(0.01, 0.9, 20, 60, "assumed", several=several) for several in (False, True))
+    assert several.message == f"{plain.message} {told}"
+    assert [several_classes(labels) for labels in ([0, 1], [2, 0, 1], [[0, 1], [1, 0]], [[1], [0]])] == [
+        False, True, True, False,
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="found 1 other value"):
+        patients_by_class([0, 1, 2, float("nan")])
 
 
 @pytest.mark.parametrize("auc", [0.2, 0.5, 0.7, 0.9, 0.99, 0.9999, 1.0])

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from monai_basisprune.evidence import accuracy, auc_interval, compare_auc, compare_classes, holm
-from monai_basisprune.evidence._inputs import read_networks
+from monai_basisprune.evidence._networks import read_networks
 from monai_basisprune.evidence.auc import aucs_of
 from monai_basisprune.evidence.bootstrap import bootstrap_auc
 from monai_basisprune.evidence.feasibility import patients_by_class

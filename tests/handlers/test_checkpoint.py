@@ -140,6 +140,16 @@ def test_other_settings_are_refused_and_a_new_start_can_be_asked_for(tmp_path: P
     assert anew.checkpoint.resumed_epoch is None
 
 
+def test_a_checkpoint_with_other_parts_is_refused_before_anything_is_loaded(tmp_path: Path):
+    with pytest.raises(Stopped):
+        Run(tmp_path, stop_at=12).run()
+    other = Run(tmp_path)
+    del other.checkpoint.objects["schedule"]
+    with pytest.raises(PlanMismatchError, match=r"'schedule'.*this one has \['curve'"):
+        other.run()
+    assert other.pruning.rounds == 0
+
+
 def test_a_damaged_checkpoint_costs_one_epoch_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     whole = Run(tmp_path / "whole").run()
     with pytest.raises(Stopped):

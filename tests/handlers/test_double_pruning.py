@@ -27,8 +27,8 @@ from monai_basisprune.handlers import (
     PruningHandler,
     TaylorImportanceHandler,
 )
-from monai_basisprune.rounds import RoundPruner
-from monai_basisprune.snapshot import structure_of
+from monai_basisprune.rounds import RoundPruner, RoundScores
+from monai_basisprune.structure import structure_of
 
 from ..networks import same_bits, snapshot
 from .engines import cases, evaluator, loader, trainer
@@ -327,6 +327,49 @@ def test_there_is_one_budget_of_channels_for_each_round():
     session = Session([{"bases": 0.2}, {"bases": 0.5}], channel_budgets=[{"parameters": 0.5}])
     with pytest.raises(ConfigurationError, match="There are 2 budgets and 1 channel_budgets"):
         session.engine().run()
+
+
+def test_budgets_of_channels_alone_do_not_count_on_bases():
+    def session(share: float) -> PruningHandler:
+        network = mbp.decompose(classifier())
+        optimizer = torch.optim.Adam(mbp.freeze_weights_(network), lr=0.1)
+        channels = mbp.ChannelTaylorImportance(network, SHAPE)
+        return PruningHandler(
+            network, mbp.SingularValueImportance(network), [], optimizer,
+            channel_importance=channels, channel_budgets=[{"parameters": share}],
+        )  # fmt: skip
+
+    with pytest.raises(mbp.BudgetError, match="with one channel left in every group,") as caught:
+        session(0.9999).pruner.check([])
+    largest = float(re.search(r"parameters=(0\.\d+);", str(caught.value)).group(1))
+    pruner = session(largest).pruner
+    pruner.check([])
+    scores = {group.name: torch.rand(len(group.units)) for group in pruner.channel_importance.groups}
+    result = pruner.cut(None, RoundScores(pruner.importance.scores(), scores), mbp.Budget(parameters=largest))
+    assert result.removed_bases == 0
+    assert result.parameter_reduction >= largest
+
+
+def test_channels_without_scaling_are_not_counted_on():
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.norm = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16, affine=False)
+            self.two, self.three = nn.Conv2d(16, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.three(torch.relu(self.two(torch.relu(self.norm(self.one(x)))))).mean(dim=(2, 3))
+
+    network = mbp.add_channel_scaling(mbp.decompose(Partly()), SHAPE)
+    importance = mbp.ChannelScalingImportance(network, SHAPE)
+    assert [group.name for group in importance.groups] == list(importance.scores()) == ["two"]
+    optimizer = torch.optim.Adam(mbp.freeze_weights_(network), lr=0.1)
+    pruning = PruningHandler(
+        network, mbp.SingularValueImportance(network), [], optimizer,
+        channel_importance=importance, channel_budgets=[{"parameters": 0.9}],
+    )  # fmt: skip
+    with pytest.raises(mbp.BudgetError, match="with one channel left in every group"):
+        pruning.pruner.check([])
 
 
 def test_where_one_channel_is_left_in_each_group_bases_go_on_alone():

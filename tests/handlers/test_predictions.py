@@ -175,3 +175,11 @@ def test_two_classes_are_one_finding() -> None:
     found = Predictions(outputs=[[0.0, 1.0], [2.0, 0.5]], labels=[1, 0])
     assert not found.several
     assert found.scores == [1.0, -1.5]
+
+
+def test_predictions_come_back_from_a_checkpoint() -> None:
+    handler, other = PredictionsHandler(), PredictionsHandler()
+    evaluate(handler, cases())
+    other.load_state_dict(handler.state_dict())
+    assert len(other.predictions.case_ids) == 7
+    assert other.predictions == handler.predictions

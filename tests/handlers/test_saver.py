@@ -9,7 +9,7 @@ from ignite.engine import Engine, Events
 import monai_basisprune as mbp
 from monai_basisprune.errors import LayerSelectionError
 from monai_basisprune.handlers import PrunedNetworkSaver, PruningHandler
-from monai_basisprune.snapshot import structure_of
+from monai_basisprune.structure import structure_of
 
 from ..networks import same_bits, snapshot, tiny_classifier
 

@@ -14,12 +14,14 @@ from monai_basisprune.inference import (
     check_report_folder,
     identify_algorithm,
     list_radiographs,
+    list_volumes,
     predict_folder,
     write_structured_reports,
 )
 from monai_basisprune.inference.structured_report import RESEARCH_TEXT
 
 from ..data.radiograph_files import radiograph, save, uid
+from ..data.volume_files import series
 from .deployments import CARRIED, deploy
 
 sr = pytest.importorskip("highdicom.sr")
@@ -140,3 +142,26 @@ def test_reports_are_kept_apart_from_images_and_earlier_reports(tmp_path: Path) 
         check_report_folder(tmp_path / "images" / "sr", tmp_path / "images")
     with pytest.raises(ConfigurationError, match="sr_dir must be a new or empty folder"):
         check_report_folder(tmp_path)
+
+
+def test_a_series_is_one_case_and_other_files_of_its_folder_are_none_of_it(tmp_path: Path) -> None:
+    deploy(tmp_path / "out", **CARRIED)
+    folder, _ = series(tmp_path / "images" / "ct", StudyInstanceUID=uid(81), PatientID="Doe^Jane")
+    slices = {str(pydicom.dcmread(path).SOPInstanceUID) for path in folder.iterdir()}
+    (folder / "readme.txt").write_text("exported by hand")
+    (folder / ".DS_Store").write_bytes(b"x")
+    cases = list_volumes(tmp_path / "images", progress=False)
+    assert [case["problem"] for case in cases] == [""]
+    predictions = PredictedCases([[0.25, 0.75]], [cases[0]["case_id"]], [""])
+    algorithm = identify_algorithm(tmp_path / "out")
+    (path,) = write_structured_reports(cases, predictions, ["a", "b"], algorithm, tmp_path / "reports")
+    report = pydicom.dcmread(path)
+    assert (report.StudyInstanceUID, report.PatientID) == (uid(81), "Doe^Jane")
+    content = sr.MeasurementReport.from_sequence([report], is_root=True)
+    (group,) = content.get_image_measurement_groups()
+    assert [measurement.value for measurement in group.get_measurements()] == [0.25, 0.75]
+    assert {source.referenced_sop_instance_uid for source in group.source_images} == slices
+    (folder / "extra").write_bytes(b"x")  # what may be a slice but is none is not left out in silence
+    with pytest.raises(CohortError, match="none was written") as caught:
+        write_structured_reports(cases, predictions, ["a", "b"], algorithm, tmp_path / "more")
+    assert caught.value.problems == (f"case {cases[0]['case_id']}: no DICOM image (InvalidDicomError)",)

@@ -3,7 +3,8 @@ from __future__ import annotations
 from studies import make_study
 from test_wording import plain
 
-from monai_basisprune.report.methods import limits_sentences, methods_paragraph
+from monai_basisprune.report.limits import limits_sentences
+from monai_basisprune.report.methods import methods_paragraph
 
 
 def test_methods_hold_the_figures() -> None:

@@ -13,6 +13,7 @@ from studies import make_pictures, make_study
 
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.report import compare_studies, save_study, write_report
+from monai_basisprune.report.comparison import _reasons
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
@@ -225,6 +226,10 @@ def test_comparison_lists_what_differs(tmp_path: Path) -> None:
         assert words in " ".join(table), words
     assert "budget" not in table
     assert "its classes have other names; its data are real, those of the first study synthetic." in text
+    one["data"]["label_kind"] = "multi"  # of the same two names
+    assert list(_reasons(make_study(), one)) == [
+        "its classes can occur together, those of the first study exclude each other"
+    ]
     same = compare_studies([paths[0], paths[0]], tmp_path / "same.html").read_text(encoding="utf-8")
     assert "All settings and versions are the same." in same
     assert 'id="comparable"' not in same

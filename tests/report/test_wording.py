@@ -45,6 +45,7 @@ def test_targets_and_settings_are_told_in_full() -> None:
         wording.setting_words({"image_size": 96, "intensity_mean": [0.5, None]})
         == "image_size 96, intensity_mean 0.5, none"
     )
+    assert wording.setting_words([]) == "none"  # a run that was never cut has no targets
 
 
 def test_a_refused_difference_does_not_look_like_the_margin() -> None:

@@ -17,7 +17,7 @@ from monai_basisprune.budgets import Budget
 from monai_basisprune.errors import BasisPruneError, ConfigurationError
 from monai_basisprune.evidence import brier_score, compare_subgroups, sensitivity_at_specificity
 from monai_basisprune.handlers import Predictions
-from monai_basisprune.workflow.activation_maps import ActivationMaps, activation_layer
+from monai_basisprune.workflow.activation_maps import ActivationMaps, _strongest_slice, activation_layer
 from monai_basisprune.workflow.audit import audit_networks, check_audit_cases, describe_probabilities
 from monai_basisprune.workflow.inference import predict
 
@@ -289,12 +289,23 @@ def test_a_module_that_runs_twice_is_left_out() -> None:
     assert activation_layer(Shared(), torch.rand((1, 1, 8, 8))) == "grouped"
 
 
+def test_no_color_of_a_picture_is_left_out() -> None:
+    torch.manual_seed(0)
+    pair = cut(DenseNet(2, 3, 2, init_features=8, growth_rate=4, block_config=(2,), bn_size=2))
+    image = torch.zeros((3, 32, 32))
+    for color in range(3):
+        image[color, 8 * color + 4 : 8 * color + 12, 8:24] = 1.0
+    shown = ActivationMaps.of(*pair, image, "cpu").draw(image).image
+    assert [float(shown[7 * row, 112]) > 0.1 for row in (1, 8, 15, 23, 30)] == [False, True, True, True, False]
+
+
 def test_a_volume_shows_the_slice_of_largest_activation() -> None:
     torch.manual_seed(0)
     network = DenseNet(3, 1, 2, init_features=8, growth_rate=4, block_config=(2,), bn_size=2)
     network.class_layers.out.weight.data.abs_()  # every feature speaks for the positive class
     pair = cut(network)
     image = torch.rand((1, 12, 16, 20))
+    image[:, 3:6, 8:11] += 4
     image[:, 3:6, 8:11, 15:18] += 4
     shown = ActivationMaps.of(*pair, image, "cpu").draw(image)
     heats = [
@@ -304,9 +315,22 @@ def test_a_volume_shows_the_slice_of_largest_activation() -> None:
         for index in range(2)
     ]
     total = sum(heat / heat.max() for heat in heats)
-    assert shown.slice_index == int(total.amax(dim=(0, 1)).argmax())
-    assert shown.image.shape == (168, 224)
+    highest = total.amax(dim=(0, 1))
+    assert shown.slice_index is not None
+    assert highest[shown.slice_index] == pytest.approx(highest.max())
+    assert shown.image.shape == (224, 168)  # rows from front to back, columns from right to left
     assert 0.3 < shown.original.max() <= 1
+    row, column = np.unravel_index(shown.image.argmax(), shown.image.shape)
+    # in front of the middle (8 to 10 of 16) and left of it (3 to 5 of 12), which is on the right
+    assert 5 / 16 < (row + 0.5) / 224 < 8 / 16
+    assert 6 / 12 < (column + 0.5) / 168 < 9 / 12
+
+
+def test_of_equal_slices_the_one_in_their_middle_is_shown() -> None:
+    strength = torch.zeros(2, 2, 10)
+    assert _strongest_slice(strength) == 5
+    strength[1, 0, 2:5] = 0.7
+    assert _strongest_slice(strength) == 3
 
 
 def test_a_signal_is_not_drawn_and_the_reason_is_said(data: Dataset) -> None:

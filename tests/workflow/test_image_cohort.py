@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from monai_basisprune.errors import CohortError, ConfigurationError
+from monai_basisprune.handlers import Predictions
 from monai_basisprune.workflow import (
     classification_loss,
     find_class_names,
@@ -16,6 +17,7 @@ from monai_basisprune.workflow import (
     list_images,
     locate_images,
     prepare_image_cohort,
+    write_image_evaluation,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -133,6 +135,17 @@ def test_class_names_that_cannot_be_found(tmp_path: Path) -> None:
     save(tmp_path / "0.png", gray(0))
     with pytest.raises(CohortError, match="The classes cannot be found"):
         find_class_names(tmp_path)
+
+
+def test_no_figure_of_classes_is_computed_while_a_picture_cannot_be_used(tmp_path: Path) -> None:
+    outputs = [[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]] * 3
+    predictions = Predictions(outputs, [0, 1, 2] * 3, [], [f"c{case}" for case in range(9)], [""] * 9)
+    assert write_image_evaluation(predictions, ["a", "b", "c"], tmp_path / "good.json")["auc"]["auc"] == 1.0
+    predictions.problems[4] = "cannot be read (OSError)"
+    with pytest.raises(CohortError, match="No figure is computed while cases cannot be used") as caught:
+        write_image_evaluation(predictions, ["a", "b", "c"], tmp_path / "bad.json")
+    assert caught.value.problems == ("c4: cannot be read (OSError)",)
+    assert not (tmp_path / "bad.json").exists()
 
 
 def test_losses() -> None:

@@ -12,7 +12,7 @@ import torch
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.evidence import compare_auc
 from monai_basisprune.report import load_study
-from monai_basisprune.workflow.method_comparison import _read_methods
+from monai_basisprune.workflow.method_comparison import _difference, _read_methods
 from monai_basisprune.workflow.start import check_keys
 
 from ..bundle_runs import BUNDLE, CONFIGS, TINY_PRUNE, config_files, merged_config, run_command, tiny_densenet
@@ -50,6 +50,18 @@ def test_an_overlay_holds_only_what_differs_and_all_its_keys_are_used(name: str)
     check_keys(merged_config((*NAMES, name)))
 
 
+def test_classes_without_known_patients_are_compared_with_the_network_that_was_never_cut(tmp_path: Path) -> None:
+    labels = [0, 1, 2] * 8
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn((24, 3), generator=generator).tolist() for _ in range(2)]
+    for name, own in zip(("unpruned", "prune"), scores, strict=True):
+        (tmp_path / name / "work").mkdir(parents=True)
+        content = {"labels": labels, "original": own, "pruned": own, "patients": []}
+        (tmp_path / name / "work" / "test_predictions.json").write_text(json.dumps(content))
+    found = _difference(tmp_path / "unpruned", tmp_path / "prune", 0.05)
+    assert found == compare_auc(labels, *scores, None, 0.05).to_dict()
+
+
 def test_methods_are_laid_over_the_running_configuration(tmp_path: Path) -> None:
     base = merged_config(NAMES) | {"targets": [0.4]}
     own = overlay(tmp_path, "mine", **{"method": "slowly", "train#optimizer#lr": 0.5, "epochs_per_round": 4})
@@ -59,7 +71,8 @@ def test_methods_are_laid_over_the_running_configuration(tmp_path: Path) -> None
         base["method"], json.loads((CONFIGS / "bases.json").read_text())["method"], "slowly",
     ]  # fmt: skip
     assert found[0].config == base
-    assert found[1].config["channel_importance"]["_target_"] == "monai_basisprune.ChannelTaylorImportance"
+    assert found[0].config["channel_importance"]["_target_"] == "monai_basisprune.ChannelTaylorImportance"
+    assert found[1].config["channel_importance"] is None
     assert found[2].config["train"]["optimizer"]["lr"] == 0.5
     assert base["train"]["optimizer"]["lr"] == "@learning_rate"  # untouched
     assert all(method.config["targets"] == [0.4] for method in found)

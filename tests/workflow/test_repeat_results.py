@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.evidence import auc_interval, compare_auc
 from monai_basisprune.report import save_study
 from monai_basisprune.report.stability import validate_stability
-from monai_basisprune.workflow.repeat_results import forget, gather, is_complete
+from monai_basisprune.workflow.repeat_results import forget, gather, is_complete, read_predictions
 
 from ..report.studies import make_study
 
@@ -94,3 +95,51 @@ def test_the_test_cases_of_all_folds_are_compared_before_and_after(tmp_path: Pat
     assert pooled["original"] == auc_interval(labels, original, patients).to_dict()
     assert pooled["pruned"]["auc"] == pytest.approx(roc_auc_score(labels, pruned))
     assert gather(repeats[:2])["pooled"] is None
+
+
+@pytest.mark.parametrize("findings", [False, True])
+def test_several_classes_and_unknown_patients_are_pooled_too(tmp_path: Path, findings: bool) -> None:
+    rng = np.random.default_rng(0)
+    repeats, whole = [], {name: [] for name in PREDICTIONS}
+    for fold in range(2):
+        folder = write(tmp_path / str(fold), make_study())
+        truth = np.arange(24) % 3
+        before = np.eye(3)[truth] + rng.normal(size=(24, 3))
+        labels = np.eye(3, dtype=int)[truth] if findings else truth
+        content = {"labels": labels, "original": before, "pruned": before + rng.normal(size=(24, 3))}
+        content = {name: values.tolist() for name, values in content.items()} | {"patients": []}
+        (folder / "work" / "test_predictions.json").write_text(json.dumps(content))
+        assert is_complete(folder)
+        repeats.append((fold, fold, 2, folder))
+        for name, values in content.items():
+            whole[name] += values
+    record = gather(repeats)
+    validate_stability(record)
+    margin = make_study()["pruning"]["auc_margin"]
+    expected = compare_auc(whole["labels"], whole["original"], whole["pruned"], None, margin)
+    assert record["pooled"]["difference"] == expected.to_dict()
+    assert record["pooled"]["pruned"]["auc"] == pytest.approx(
+        roc_auc_score(np.eye(3)[np.arange(48) % 3], np.array(whole["pruned"]), average="macro")
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": [0, True]},
+        {"labels": [0, [1]]},
+        {"original": [[0.1, 0.2], [0.1]]},
+        {"pruned": [0.1]},
+        {"patients": ["a"]},
+        {"patients": [["a"], ["b"]]},
+        {"patients": None},
+        {"labels": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_predictions_that_do_not_fit_each_other_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = write(tmp_path / "a", make_study())
+    (folder / "work" / "test_predictions.json").write_text(json.dumps(PREDICTIONS | change))
+    with pytest.raises(ConfigurationError, match="must hold lists of one length under labels, original"):
+        read_predictions(folder)
+    assert not is_complete(folder)

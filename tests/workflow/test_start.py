@@ -160,6 +160,13 @@ def test_a_misspelt_override_ends_a_run_in_python(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_goes_on_counts_the_seconds_that_it_had_taken() -> None:
+    stopped, resumed = RunStart("prune"), RunStart("prune")
+    stopped.time -= 100.0
+    resumed.load_state_dict(stopped.state_dict())
+    assert stopped.time - 60.0 <= resumed.time <= stopped.time + 60.0
+
+
 def test_a_workflow_starts_with_good_keys_and_not_with_bad_ones(tmp_path: Path) -> None:
     files = [str(CONFIGS / "train.json"), str(CONFIGS / "prune.json")]
     workflow = ConfigWorkflow(files, run_id="prune", logging_file=False, seed=11, output_dir=str(tmp_path))

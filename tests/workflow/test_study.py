@@ -28,7 +28,7 @@ from monai_basisprune.errors import BasisPruneError, ConfigurationError
 from monai_basisprune.evidence import auc_interval, compare_auc
 from monai_basisprune.handlers import PrunedNetworkSaver, PruningHandler
 from monai_basisprune.report import load_study
-from monai_basisprune.snapshot import structure_of
+from monai_basisprune.structure import structure_of
 from monai_basisprune.workflow import PreparedCohort, finish_study, prepare_cohort
 from monai_basisprune.workflow.start import RunStart
 
