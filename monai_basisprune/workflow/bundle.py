@@ -170,7 +170,7 @@ def write_pruned_bundle(
     """
     origin, target = Path(source), check_output(output, source)
     metadata = read_metadata(origin)
-    metadata = next_metadata(metadata, f"Pruned by bases. {evidence.sentence()}", evidence.metrics())
+    metadata = next_metadata(metadata, f"Pruned by monai_basisprune. {evidence.sentence()}", evidence.metrics())
     staging = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     left_out = not_carried(origin)
@@ -252,8 +252,8 @@ def _extend_readme(path: Path, metadata: Mapping[str, Any], evidence: BundleEvid
         f"{notes}{chr(10) if notes else ''}"
         f"The network was made smaller by basis scaling and pruning (arXiv 2108.02893) with monai_basisprune "
         f"{metadata['required_packages_version']['monai_basisprune']}: each layer was split into bases and their "
-        f"scaling, only scaling factors, norms and head were trained, and the bases that matter least were removed. "
-        f"`docs/pruning.json` has the settings and all figures. The intended use is unchanged; figures above this "
+        f"scaling, only scaling factors, norms and head were trained, and what matters least was removed: bases, and "
+        f"channels where the settings say so. `docs/pruning.json` has these and all figures. The intended use is unchanged; figures above this "
         f"section are those of the unpruned network.\n\n"
         f"`models/model.pt` is an ordinary state dict; the configurations build the network that it fits, and need "
         f"monai_basisprune. `models/model.ts` is the same network as TorchScript and needs nothing of that package. "

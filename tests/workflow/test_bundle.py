@@ -201,7 +201,7 @@ def test_metadata_and_readme_say_what_was_done(written, source: Path) -> None:
     content = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert result.version == content["version"] == "0.4.0"
     assert list(content["changelog"]) == ["0.4.0", "0.3.1", "0.3.0"]
-    assert content["changelog"]["0.4.0"].startswith("Pruned by bases. 50.0 % of the parameters")
+    assert content["changelog"]["0.4.0"].startswith("Pruned by monai_basisprune. 50.0 % of the parameters")
     metrics = content["eval_metrics"]
     evidence = tiny_evidence()
     assert metrics["AUC"] == evidence.auc["auc"]
