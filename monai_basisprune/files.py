@@ -142,11 +142,13 @@ def archive_problem(file: str | os.PathLike[str] | BinaryIO) -> str | None:
 def _is_whole_pickle(content: bytes) -> bool:
     """Tell whether each part of a pickle is there; nothing of it is run.
 
-    The reader of TorchScript makes room for a text of any length before it looks for its letters.
+    The reader of TorchScript makes room for a text of any length before it looks for its letters, and for as many parts
+    as the highest number that one is kept under.
     """
     try:
-        for _ in pickletools.genops(content):
-            pass
+        return all(
+            "PUT" not in operation.name or argument is None or int(argument) <= len(content)
+            for operation, argument, _ in pickletools.genops(content)
+        )
     except Exception:  # of many types
         return False
-    return True

@@ -37,7 +37,10 @@ def compressed_problem(dataset: Dataset, rows: int, columns: int, sample_bytes: 
     syntax = UID(text if is_uid(text) else "")
     if not syntax.is_transfer_syntax or not syntax.is_encapsulated:
         return None
-    value = dataset.get_item("PixelData").value
+    try:
+        value = dataset.get_item("PixelData").value
+    except Exception:  # pydicom converts here what it had to look into, and raises many types
+        value = None
     if not isinstance(value, bytes):
         return "has pixels that cannot be read; export it again"
     if len(value) > 2 * rows * columns * sample_bytes + _SLACK:

@@ -201,6 +201,24 @@ def test_the_size_of_compressed_pixels_is_read_from_them(targets: list[Target], 
             read_radiograph(path)
 
 
+def test_compressed_pixels_of_an_unknown_kind_are_refused(targets: list[Target], tmp_path: Path) -> None:
+    seeds = next(target for target in targets if target.name == "DICOM radiograph").seeds
+    seed = next(seed for seed in seeds if b"1.2.840.10008.1.2.5\0" in seed)  # RLE
+    assert b"\xe0\x7f\x10\0OB" in seed
+    path = tmp_path / "x.dcm"
+    path.write_bytes(seed.replace(b"\xe0\x7f\x10\0OB", b"\xe0\x7f\x10\0GB"))
+    with pytest.raises(CohortError, match="has pixels that cannot be read; export it again"):
+        read_radiograph(path)
+
+
+def test_a_part_of_a_pickle_is_kept_under_no_huge_number(tmp_path: Path) -> None:
+    for number, problem in ((b"\x07\0\0\0", False), (b"\xff\xff\xff\x65", True)):
+        path = tmp_path / "model.ts"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02}r" + number + b".")
+        assert ("says that it holds more than it does" in (archive_problem(path) or "")) is problem
+
+
 @pytest.mark.parametrize(
     "stream", [b"", b"\xff\xd8", b"\xff\xd8\xff\xc0\x00\x0b", b"\xff\xd8" + b"\xff" * 500, b"\0" * 99]
 )
