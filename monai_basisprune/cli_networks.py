@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from .cli_parser import OVERRIDES_HELP
 from .errors import ConfigurationError
-from .inspection import LayerInspection
-from .workflow.inspected import inspect_source
+from .workflow.inspected import format_inspection, inspect_source
 from .workflow.shipped_bundles import shipped_bundle
 from .workflow.study_network import export_study_network
 
 __all__ = ["add_export_command", "add_inspect_command"]
-
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 def add_inspect_command(subparsers: Any) -> None:
@@ -72,47 +68,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(asdict(found), indent=1, allow_nan=False))
         return
-    print(f"{found.what}: {len(found.layers)} layers, {sum(layer.parameters for layer in found.layers):,} parameters")
-    print("\n".join(_table(found.layers)))
-    for note in found.notes:
-        print(note)
-
-
-def _table(layers: Sequence[LayerInspection]) -> list[str]:
-    head = ("layer", "type", "weight", "parameters", "MACs", "bases", "even", "90 %", "99 %", "spectrum", "")
-    rows = [
-        (
-            layer.name,
-            layer.type,
-            "x".join(map(str, layer.shape)),
-            f"{layer.parameters:,}",
-            "" if layer.macs is None else f"{layer.macs:,}",
-            _bases(layer),
-            _text(layer.break_even_rank),
-            _text(layer.rank_90),
-            _text(layer.rank_99),
-            "".join(_BARS[min(int(value * len(_BARS)), len(_BARS) - 1)] for value in layer.spectrum),
-            layer.skipped or "",
-        )
-        for layer in layers
-    ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    left = (0, 1, 2, 9, 10)
-    return [
-        "  ".join(
-            text.ljust(width) if column in left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    ]
-
-
-def _bases(layer: LayerInspection) -> str:
-    return _text(layer.max_rank) if layer.rank is None else f"{layer.rank} of {layer.max_rank}"
-
-
-def _text(value: int | None) -> str:
-    return "" if value is None else str(value)
+    print(format_inspection(found))
 
 
 def add_export_command(subparsers: Any) -> None:

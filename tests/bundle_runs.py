@@ -113,7 +113,7 @@ def run_in_python(run_id: str, names: Sequence[str], overlay: Path | None = None
         monai.bundle.run(
             run_id=run_id,
             config_file=files if overlay is None else [*files, str(overlay)],
-            bundle_root=str(BUNDLE),
+            bundle_root=overrides.pop("bundle_root", str(BUNDLE)),
             logging_file=False,  # it would take pytest's handlers away
             **overrides,
         )

@@ -691,3 +691,28 @@ def test_predictions_hold_nothing_but_the_uid(private: tuple[Path, Run], tmp_pat
     assert MARK not in text
     assert "Doe" not in text
     assert len(text.splitlines()) == 1 + len(list((images / "images").iterdir()))
+
+
+def test_the_tools_do_what_the_command_line_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = write_overlay(tmp_path, {**TINY_PRUNE, "synthetic_patients": 40, "audit_cases": 0})
+    output = str(tmp_path / "out")
+    run_in_python("prune", ("train", "prune"), overlay, output_dir=output)
+    capsys.readouterr()
+    run_in_python("inspect", ("tools",), output_dir=output)
+    shown = capsys.readouterr().out
+    study = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert all(layer["name"] in shown for layer in study["layers"])
+    assert "99 %" in shown
+    run_in_python("report", ("tools",), output_dir=output, report_dir=str(tmp_path / "again"))
+    assert study["title"] in (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
+    network = {"network_def": TINY_PRUNE["network_def"]}
+    bundle = shutil.copytree(BUNDLE, tmp_path / "bundle", ignore=shutil.ignore_patterns("output"))
+    train = bundle / "configs" / "train.json"
+    train.write_text(json.dumps({**json.loads(train.read_text()), **network}))
+    own = {"output_dir": output, "bundle_root": str(bundle)}
+    run_in_python("export", ("tools",), exported_file=str(tmp_path / "x.ts"), **own)
+    exported = torch.jit.load(str(tmp_path / "x.ts"))
+    assert sum(p.numel() for p in exported.parameters()) == study["chosen"]["parameters"]
+    new = tmp_path / "new"
+    run_in_python("export_bundle", ("tools",), new_bundle_dir=str(new), **own)
+    assert (new / "models" / "model.pt").is_file()

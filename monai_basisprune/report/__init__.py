@@ -1,5 +1,6 @@
 """From one study record to a report: CSV, pictures, one self-contained HTML page, and a table for the terminal."""
 
+from monai_basisprune.report.command import render_again
 from monai_basisprune.report.comparison import compare_studies
 from monai_basisprune.report.figures import draw_curve, draw_ranks, draw_roc
 from monai_basisprune.report.page import write_report
@@ -22,6 +23,7 @@ __all__ = [
     "draw_roc",
     "format_summary",
     "load_study",
+    "render_again",
     "save_study",
     "validate_study",
     "write_curve_csv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from monai_basisprune.report.comparison import compare_studies
 from monai_basisprune.report.page import write_report
 from monai_basisprune.report.study import load_study
 
-__all__ = ["add_report_command"]
+__all__ = ["add_report_command", "render_again"]
 
 
 def add_report_command(subparsers: Any) -> None:
@@ -46,8 +47,20 @@ def _report(arguments: argparse.Namespace) -> None:
         page = compare_studies(paths, arguments.output or "comparison.html")
         print(f"{page.name} compares {len(paths)} studies.")
         return
-    study = load_study(paths[0])
-    folder = paths[0].parent if arguments.output is None else Path(arguments.output)
+    render_again(paths[0], paths[0].parent if arguments.output is None else Path(arguments.output))
+
+
+def render_again(study_file: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Write the report and the tables of one study anew, without images of patients, and say what was written.
+
+    Args:
+        study_file: the record that a pruning run wrote.
+        folder: where to write to.
+
+    Raises:
+        ConfigurationError: if the record cannot be used.
+    """
+    study = load_study(study_file)
     written = write_report(study, folder)
     print(f"Written: {', '.join(path.name for path in written.values())}.")
     if study["audit"] is not None and study["audit"]["changed_cases"]:

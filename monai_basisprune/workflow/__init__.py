@@ -30,6 +30,7 @@ from .image_cohort import (
 )
 from .image_inference import image_evaluation_cases, patients_known, write_image_evaluation
 from .inference import evaluation_cases, write_evaluation
+from .inspected import format_inspection, inspect_source, show_inspection
 from .method_comparison import compare_methods
 from .pretrained import load_pretrained, transfer_weights
 from .repeats import run_repeats
@@ -37,6 +38,7 @@ from .resumption import run_settings
 from .start import is_on, start_run
 from .study import finish_study
 from .study_bundle import export_study_bundle
+from .study_network import export_study_network
 from .transfer import make_budgets, save_transferred, unlabeled_images
 from .volume_cohort import prepare_volume_cohort
 from .volume_inference import volume_evaluation_cases
@@ -56,10 +58,13 @@ __all__ = [
     "evaluation_cases",
     "exit_if_skipped",
     "export_study_bundle",
+    "export_study_network",
     "find_class_names",
     "finish_study",
+    "format_inspection",
     "identify_algorithm",
     "image_evaluation_cases",
+    "inspect_source",
     "is_on",
     "list_images",
     "list_radiographs",
@@ -79,6 +84,7 @@ __all__ = [
     "run_repeats",
     "run_settings",
     "save_transferred",
+    "show_inspection",
     "start_run",
     "transfer_weights",
     "unlabeled_images",

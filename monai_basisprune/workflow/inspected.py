@@ -21,8 +21,9 @@ from ..reading import read_weights
 from .bundle_training import bundle_network, importable, read_training, shown_problems
 from .pretrained import _state_dict
 
-__all__ = ["Inspection", "inspect_source"]
+__all__ = ["Inspection", "format_inspection", "inspect_source", "show_inspection"]
 
+_BARS = "▁▂▃▄▅▆▇█"
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -137,3 +138,56 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
     except ValueError as error:
         raise ConfigurationError(f"The checkpoint cannot be read: {error}.") from error
     return _state_dict(content, f"*{path.suffix}")
+
+
+def format_inspection(found: Inspection) -> str:
+    """Return an inspection as a table of text.
+
+    Args:
+        found: what :func:`inspect_source` returned.
+    """
+    parameters = sum(layer.parameters for layer in found.layers)
+    head = f"{found.what}: {len(found.layers)} layers, {parameters:,} parameters"
+    return "\n".join([head, *_table(found.layers), *found.notes])
+
+
+def show_inspection(source: str | os.PathLike[str]) -> None:
+    """Print the table of a source; see :func:`inspect_source`."""
+    print(format_inspection(inspect_source(source)))
+
+
+def _table(layers: Sequence[LayerInspection]) -> list[str]:
+    head = ("layer", "type", "weight", "parameters", "MACs", "bases", "even", "90 %", "99 %", "spectrum", "")
+    rows = [
+        (
+            layer.name,
+            layer.type,
+            "x".join(map(str, layer.shape)),
+            f"{layer.parameters:,}",
+            "" if layer.macs is None else f"{layer.macs:,}",
+            _bases(layer),
+            _text(layer.break_even_rank),
+            _text(layer.rank_90),
+            _text(layer.rank_99),
+            "".join(_BARS[min(int(value * len(_BARS)), len(_BARS) - 1)] for value in layer.spectrum),
+            layer.skipped or "",
+        )
+        for layer in layers
+    ]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    left = (0, 1, 2, 9, 10)
+    return [
+        "  ".join(
+            text.ljust(width) if column in left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    ]
+
+
+def _bases(layer: LayerInspection) -> str:
+    return _text(layer.max_rank) if layer.rank is None else f"{layer.rank} of {layer.max_rank}"
+
+
+def _text(value: int | None) -> str:
+    return "" if value is None else str(value)
