@@ -22,7 +22,7 @@ from monai_basisprune.data.preflight import (
 from monai_basisprune.data.pseudonyms import keyed_salt, pseudonym
 from monai_basisprune.errors import CohortError
 
-__all__ = ["Case", "Cohort", "find_labels", "read_cohort", "settle_cohort"]
+__all__ = ["Case", "Cohort", "find_labels", "read_cohort", "read_known_labels", "settle_cohort"]
 
 LABELS_FILE = "labels.csv"
 
@@ -195,12 +195,8 @@ def read_cohort(
         raise CohortError("dataset_dir is not a folder; pass the folder that holds the DICOM files.")
     table_path, problems = find_labels(root, labels_file)
     paths, left_out = list_files(root, () if table_path is None else (table_path,))
-    table = LabelTable()
-    if table_path is not None:
-        table = read_labels(table_path, names, image_column, label_column, patient_column)
-        problems += [Problem("labels table", text, fatal=True) for text in table.problems]
-        known.remember(row.patient_id for row in table.rows if row.patient_id)
-        known.remember_files(row.image for row in table.rows)
+    table = read_known_labels(table_path, names, image_column, label_column, patient_column)
+    problems += [Problem("labels table", text, fatal=True) for text in table.problems]
     if not paths:
         text = f"is empty: no DICOM files among {left_out} files; check the path"
         problems.append(Problem("dataset_dir", text, fatal=True))
@@ -229,6 +225,30 @@ def read_cohort(
     cases = () if not table.rows else _build([r for r in records if r.position not in bad], rows, patients, secret)
     cohort = Cohort(cases, names, tuple(str(problem) for problem in problems), tuple(notes))
     return settle_cohort(cohort, problems, len(records), on_problem, bool(table.rows and records))
+
+
+def read_known_labels(
+    path: Path | None,
+    class_names: Sequence[str],
+    image_column: str | None,
+    label_column: str | None,
+    patient_column: str | None,
+) -> LabelTable:
+    """Read the table of labels, and remember the patients and files that it names, which no message may show.
+
+    Args:
+        path: the table; None for an empty one.
+        class_names: names of the classes.
+        image_column: column with the image.
+        label_column: column with the class.
+        patient_column: column with the patient.
+    """
+    if path is None:
+        return LabelTable()
+    table = read_labels(path, class_names, image_column, label_column, patient_column)
+    known.remember(row.patient_id for row in table.rows if row.patient_id)
+    known.remember_files(row.image for row in table.rows)
+    return table
 
 
 def settle_cohort(cohort: Cohort, problems: list[Problem], count: int, on_problem: str, labeled: bool) -> Cohort:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from monai_basisprune.data.elements import ImageProblemError
 from monai_basisprune.data.identifiers import known
 from monai_basisprune.data.images import decode_picture, read_limited
-from monai_basisprune.data.preflight import IGNORED_NAMES, IGNORED_SUFFIXES
+from monai_basisprune.data.preflight import IGNORED_NAMES, IGNORED_SUFFIXES, refuse_folder
 from monai_basisprune.errors import CohortError
 
 __all__ = ["ImageRecord", "inspect_pictures", "list_pictures", "place_pictures"]
@@ -65,13 +65,7 @@ def list_pictures(root: Path, ignored: Sequence[Path] = ()) -> tuple[list[str], 
     others = {path.resolve() for path in ignored}
     found: list[str] = []
     links, left_out = 0, 0
-
-    def refuse(error: OSError) -> None:
-        raise CohortError(
-            f"A subfolder of dataset_dir cannot be listed ({type(error).__name__}); check its permissions."
-        )
-
-    for folder, folders, names in os.walk(root, onerror=refuse):
+    for folder, folders, names in os.walk(root, onerror=refuse_folder):
         links += sum(os.path.islink(os.path.join(folder, name)) for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:

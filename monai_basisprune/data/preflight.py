@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,16 @@ from monai_basisprune.data.pixels import header_problems
 from monai_basisprune.data.radiograph import render_radiograph
 from monai_basisprune.errors import CohortError, ConfigurationError
 
-__all__ = ["FileRecord", "Problem", "cross_check", "inspect_file", "inspect_files", "list_files"]
+__all__ = [
+    "FileRecord",
+    "Problem",
+    "cross_check",
+    "inspect_file",
+    "inspect_files",
+    "list_files",
+    "refuse_folder",
+    "walk_files",
+]
 
 IGNORED_SUFFIXES = (
     *(".csv", ".tsv", ".txt", ".json", ".md", ".log", ".xml", ".html", ".pdf", ".yaml", ".yml", ".xlsx"),
@@ -129,30 +138,42 @@ def list_files(dataset_dir: Path, ignored: Iterable[Path] = ()) -> tuple[list[Pa
     others = {path.resolve() for path in ignored}
     found: list[Path] = []
     left_out = 0
+    for path in walk_files(dataset_dir):
+        lower = path.name.lower()
+        if (
+            lower.startswith(".")
+            or lower in IGNORED_NAMES
+            or lower.endswith(IGNORED_SUFFIXES)
+            or path.resolve() in others
+        ):
+            left_out += 1
+        else:
+            found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(dataset_dir).as_posix()), left_out
+
+
+def walk_files(dataset_dir: Path) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders but hidden ones; links are followed, each folder is seen once.
+
+    Raises:
+        CohortError: when a subfolder cannot be listed.
+    """
     seen = set()
-    for folder, folders, names in os.walk(dataset_dir, onerror=_refuse, followlinks=True):
+    for folder, folders, names in os.walk(dataset_dir, onerror=refuse_folder, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real in seen:  # a link back to a folder above
             continue
         seen.add(real)
-        for name in names:
-            path = Path(folder, name)
-            lower = name.lower()
-            if (
-                name.startswith(".")
-                or lower in IGNORED_NAMES
-                or lower.endswith(IGNORED_SUFFIXES)
-                or path.resolve() in others
-            ):
-                left_out += 1
-            else:
-                found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(dataset_dir).as_posix()), left_out
+        yield from (Path(folder, name) for name in names)
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that is skipped in silence would be a cohort that is smaller than its owner thinks."""
+def refuse_folder(error: OSError) -> None:
+    """Raise: a folder that is skipped in silence would be a cohort that is smaller than its owner thinks.
+
+    Raises:
+        CohortError: always.
+    """
     raise CohortError(f"A subfolder of dataset_dir cannot be listed ({type(error).__name__}); check its permissions.")
 
 

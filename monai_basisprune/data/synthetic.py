@@ -26,7 +26,7 @@ from monai_basisprune.data.phantom import (
 )
 from monai_basisprune.errors import ConfigurationError
 
-__all__ = ["SOURCE_CLASSES", "synthetic_source_images", "write_synthetic_cohort"]
+__all__ = ["SOURCE_CLASSES", "draw_sick", "new_cohort_folder", "synthetic_source_images", "write_synthetic_cohort"]
 
 SOURCE_CLASSES = ("plain", "spot", "many spots", "line", "ring", "arcs", "fine texture", "patchy texture")
 """Classes of the source task, in the order of their index."""
@@ -103,6 +103,26 @@ def _dataset(seed: int, patient: int, number: int, rng: np.random.Generator) -> 
     return dataset
 
 
+def new_cohort_folder(output_dir: str | Path) -> Path:
+    """Make the folder of a synthetic cohort, with a folder ``images`` in it.
+
+    Raises:
+        ConfigurationError: when there is one that is not empty.
+    """
+    root = Path(output_dir)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ConfigurationError("output_dir must be a new or empty folder, so that cohorts do not mix; pass another")
+    (root / "images").mkdir(parents=True)
+    return root
+
+
+def draw_sick(patients: int, prevalence: float, seed: int) -> set[int]:
+    """Draw which of the patients, numbered from 1, are sick: at least one is, and at least one is not."""
+    sick_count = min(max(1, round(prevalence * patients)), patients - 1)
+    order = np.random.default_rng([seed, 1]).permutation(patients)
+    return set((order[:sick_count] + 1).tolist())
+
+
 def write_synthetic_cohort(
     output_dir: str | Path,
     patients: int = 200,
@@ -134,13 +154,8 @@ def write_synthetic_cohort(
             "A synthetic cohort needs patients >= 2, image_size >= 32 and prevalence between 0 and 1, "
             f"found {patients}, {image_size}, {prevalence}"
         )
-    root = Path(output_dir)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ConfigurationError("output_dir must be a new or empty folder, so that cohorts do not mix; pass another")
-    (root / "images").mkdir(parents=True)
-    sick_count = min(max(1, round(prevalence * patients)), patients - 1)
-    order = np.random.default_rng([seed, 1]).permutation(patients)
-    sick = set((order[:sick_count] + 1).tolist())
+    root = new_cohort_folder(output_dir)
+    sick = draw_sick(patients, prevalence, seed)
     rows = []
     for patient in range(1, patients + 1):
         person = np.random.default_rng([seed, 2, patient])

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from monai_basisprune.data.phantom import blurred
+from monai_basisprune.data.synthetic import draw_sick, new_cohort_folder
 from monai_basisprune.errors import ConfigurationError
 
 __all__ = ["SOURCE_VOLUME_CLASSES", "synthetic_source_volumes", "write_synthetic_volumes"]
@@ -129,13 +130,8 @@ def write_synthetic_volumes(
             "A synthetic cohort needs patients >= 2, volume_size >= 16 and prevalence between 0 and 1, "
             f"found {patients}, {volume_size}, {prevalence}"
         )
-    root = Path(output_dir)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ConfigurationError("output_dir must be a new or empty folder, so that cohorts do not mix; pass another")
-    (root / "images").mkdir(parents=True)
-    sick_count = min(max(1, round(prevalence * patients)), patients - 1)
-    order = np.random.default_rng([seed, 1]).permutation(patients)
-    sick = set((order[:sick_count] + 1).tolist())
+    root = new_cohort_folder(output_dir)
+    sick = draw_sick(patients, prevalence, seed)
     rows = []
     for patient in range(1, patients + 1):
         person = np.random.default_rng([seed, 2, patient])

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from monai_basisprune.data.cohort import Case, Cohort, find_labels, settle_cohort
+from monai_basisprune.data.cohort import Case, Cohort, find_labels, read_known_labels, settle_cohort
 from monai_basisprune.data.datalist import divide_cohort
-from monai_basisprune.data.identifiers import known
-from monai_basisprune.data.labels import LabelRow, LabelTable, check_class_names, read_labels
+from monai_basisprune.data.labels import LabelRow, LabelTable, check_class_names
 from monai_basisprune.data.matching import check_patients, check_rows, match_rows
 from monai_basisprune.data.preflight import Problem, check_on_problem
 from monai_basisprune.data.pseudonyms import keyed_salt, load_or_create_salt, pseudonym
@@ -76,12 +75,8 @@ def read_volume_cohort(
         raise CohortError("dataset_dir is not a folder; pass the folder that holds the volumes.")
     table_path, problems = find_labels(root, labels_file)
     paths, left_out = find_volumes(root, () if table_path is None else (table_path,))
-    table = LabelTable()
-    if table_path is not None:
-        table = read_labels(table_path, names, image_column, label_column, patient_column)
-        problems += [Problem("labels table", text, fatal=True) for text in table.problems]
-        known.remember(row.patient_id for row in table.rows if row.patient_id)
-        known.remember_files(row.image for row in table.rows)
+    table = read_known_labels(table_path, names, image_column, label_column, patient_column)
+    problems += [Problem("labels table", text, fatal=True) for text in table.problems]
     if not paths:
         text = f"is empty: neither NIfTI files nor folders of DICOM files among {left_out} files; check the path"
         problems.append(Problem("dataset_dir", text, fatal=True))

@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from monai_basisprune.data.elements import ImageProblemError
 from monai_basisprune.data.identifiers import known
-from monai_basisprune.data.preflight import FileRecord, Problem
+from monai_basisprune.data.preflight import FileRecord, Problem, walk_files
 from monai_basisprune.data.volume import is_slice, parse_volume, volume_digest
 from monai_basisprune.data.volume_geometry import MOST_VOXELS, resampled_shape, turned_to_ras
 from monai_basisprune.data.volume_nifti import NIFTI_SUFFIXES
 from monai_basisprune.data.volume_series import SeriesProblemError
-from monai_basisprune.errors import CohortError
 from monai_basisprune.files import sha256_of
 
 __all__ = ["VolumeRecord", "cross_check_volumes", "find_volumes", "inspect_volume", "inspect_volumes"]
@@ -80,28 +79,16 @@ def find_volumes(dataset_dir: Path, ignored: Iterable[Path] = ()) -> tuple[list[
     others = {path.resolve() for path in ignored}
     found: set[Path] = set()
     left_out = 0
-    seen = set()
-    for folder, folders, names in os.walk(dataset_dir, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real in seen:  # a link back to a folder above
-            continue
-        seen.add(real)
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith(".") or path.resolve() in others:
-                left_out += 1
-            elif name.lower().endswith(NIFTI_SUFFIXES):
-                found.add(path)
-            elif is_slice(name):
-                found.add(Path(folder))
-            else:
-                left_out += 1
+    for path in walk_files(dataset_dir):
+        if path.name.startswith(".") or path.resolve() in others:
+            left_out += 1
+        elif path.name.lower().endswith(NIFTI_SUFFIXES):
+            found.add(path)
+        elif is_slice(path.name):
+            found.add(path.parent)
+        else:
+            left_out += 1
     return sorted(found, key=lambda path: path.relative_to(dataset_dir).as_posix()), left_out
-
-
-def _refuse(error: OSError) -> None:
-    raise CohortError(f"A subfolder of dataset_dir cannot be listed ({type(error).__name__}); check its permissions.")
 
 
 def inspect_volume(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from monai.data import Dataset
 
-from ..data.preflight import check_on_problem, cross_check, inspect_files, list_files
+from ..data.preflight import Problem, check_on_problem, cross_check, inspect_files, list_files
 from ..errors import BasisPruneError, CohortError
 
-__all__ = ["CaseDataset", "list_radiographs"]
+__all__ = ["CaseDataset", "list_radiographs", "reasons_by_position"]
 
 
 def list_radiographs(
@@ -41,28 +41,52 @@ def list_radiographs(
     root = Path(dataset_dir)
     paths, left_out = list_files(root)
     records = inspect_files(root, paths, progress, pixels=False)
+    reasons = reasons_by_position(
+        cross_check(records),
+        len(records),
+        on_problem,
+        "files",
+        f"no radiograph that can be read ({left_out} other files)",
+    )
+    return [
+        {
+            "image": str(root / record.path),
+            "case_id": record.name.removeprefix("SOPInstanceUID "),
+            "problem": reasons.get(record.position, ""),
+        }
+        for record in records
+    ]
+
+
+def reasons_by_position(
+    problems: Sequence[Problem], count: int, on_problem: str, cases: str, nothing: str
+) -> dict[int, str]:
+    """Return why cases cannot be predicted, by their position.
+
+    Args:
+        problems: what was found in all cases.
+        count: how many cases there are.
+        on_problem: ``"raise"`` or ``"skip"``.
+        cases: what to call the cases in a message.
+        nothing: what the folder holds where none can be used.
+
+    Raises:
+        CohortError: if a case cannot be used and that is to be raised, or if none can.
+    """
     reasons: dict[int, list[str]] = {}
-    problems = cross_check(records)
     for problem in problems:
         for position in problem.positions:
             reasons.setdefault(position, []).append(problem.text)
     lines = [str(problem) for problem in problems]
     if problems and on_problem == "raise":
         raise CohortError(
-            f"{len(reasons)} of {len(records)} files cannot be used; repair or remove them, or pass --on_problem skip "
-            f"to predict the others.",
+            f"{len(reasons)} of {count} {cases} cannot be used; repair or remove them, or pass --on_problem skip to "
+            f"predict the others.",
             lines,
         )
-    if len(reasons) == len(records):
-        raise CohortError(f"dataset_dir holds no radiograph that can be read ({left_out} other files).", lines)
-    return [
-        {
-            "image": str(root / record.path),
-            "case_id": record.name.removeprefix("SOPInstanceUID "),
-            "problem": "; ".join(reasons.get(record.position, ())),
-        }
-        for record in records
-    ]
+    if len(reasons) == count:
+        raise CohortError(f"dataset_dir holds {nothing}.", lines)
+    return {position: "; ".join(texts) for position, texts in reasons.items()}
 
 
 class CaseDataset(Dataset):

@@ -11,6 +11,7 @@ from ..data.preflight import check_on_problem
 from ..data.volume_preflight import cross_check_volumes, find_volumes, inspect_volumes
 from ..data.volume_transforms import VolumePreparation
 from ..errors import CohortError
+from .cases import reasons_by_position
 from .deployed import read_deployment
 
 __all__ = ["VOLUME_KEYS", "list_volumes", "read_volume_deployment"]
@@ -50,25 +51,13 @@ def list_volumes(
     paths, left_out = find_volumes(root)
     spacing, window = (None, None) if how is None else (how.spacing, how.hounsfield_window)
     records = inspect_volumes(root, paths, spacing, progress, window)
-    reasons: dict[int, list[str]] = {}
-    problems = cross_check_volumes(records)
-    for problem in problems:
-        for position in problem.positions:
-            reasons.setdefault(position, []).append(problem.text)
-    lines = [str(problem) for problem in problems]
-    if problems and on_problem == "raise":
-        raise CohortError(
-            f"{len(reasons)} of {len(records)} volumes cannot be used; repair or remove them, or pass --on_problem "
-            f"skip to predict the others.",
-            lines,
-        )
-    if len(reasons) == len(records):
-        raise CohortError(f"dataset_dir holds no volume that can be read ({left_out} other files).", lines)
+    nothing = f"no volume that can be read ({left_out} other files)"
+    reasons = reasons_by_position(cross_check_volumes(records), len(records), on_problem, "volumes", nothing)
     return [
         {
             "image": str(root / record.path),
             "case_id": record.case_name or record.name,
-            "problem": "; ".join(reasons.get(record.position, ())),
+            "problem": reasons.get(record.position, ""),
         }
         for record in records
     ]
