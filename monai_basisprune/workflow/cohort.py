@@ -16,7 +16,16 @@ from ..data.splits import check_folds
 from ..distributed import from_first_process, process_count
 from ..errors import ConfigurationError
 
-__all__ = ["PreparedCohort", "prepare_cohort", "prepared_once", "working_folder"]
+__all__ = [
+    "PreparedCohort",
+    "check_two_classes",
+    "divide_again",
+    "moved_cohort",
+    "prepare_cohort",
+    "prepared_once",
+    "synthetic_folder",
+    "working_folder",
+]
 
 
 _Arguments = ParamSpec("_Arguments")
@@ -150,8 +159,7 @@ def prepare_cohort(
         CohortError: if the cohort cannot be used; every problem is listed.
         ConfigurationError: if an argument cannot be used.
     """
-    if len(class_names) != 2:
-        raise ConfigurationError(f"class_names must name two classes, the one to find last; got {list(class_names)!r}.")
+    check_two_classes(class_names)
     if (folds is None) != (fold is None):
         raise ConfigurationError(
             f"folds and fold belong together: got folds {folds!r} and fold {fold!r}. Pass both, as in --folds 5 "
@@ -161,9 +169,7 @@ def prepare_cohort(
         check_folds(folds, -1 if fold is None else fold)
     work = working_folder(output_dir)
     if prepared is not None:
-        cohort = replace(prepared, datalist_file=work / "datalist.json")
-        write_datalist(cohort.datalist, cohort.datalist_file, image_paths=cohort.synthetic)
-        return cohort
+        return moved_cohort(prepared, work)
     synthetic = dataset_dir is None
     first_seed = seed if split_seed is None else split_seed
     if dataset_dir is None:
@@ -187,9 +193,40 @@ def prepare_cohort(
         image_paths=synthetic,
     )
     if folds is not None or split_seed is not None:
-        datalist = divide_datalist(datalist, seed, folds, fold, first_seed)
-        write_datalist(datalist, datalist_file, image_paths=synthetic)
+        datalist = divide_again(datalist, datalist_file, seed, folds, fold, first_seed, image_paths=synthetic)
     return PreparedCohort(Path(dataset_dir), datalist_file, datalist, synthetic)
+
+
+def check_two_classes(class_names: Sequence[str]) -> None:
+    """Check that there are two classes.
+
+    Raises:
+        ConfigurationError: if there are not.
+    """
+    if len(class_names) != 2:
+        raise ConfigurationError(f"class_names must name two classes, the one to find last; got {list(class_names)!r}.")
+
+
+def moved_cohort(prepared: PreparedCohort, work: Path) -> PreparedCohort:
+    """Return a cohort that was prepared before, with its datalist written into another working folder."""
+    cohort = replace(prepared, datalist_file=work / "datalist.json")
+    write_datalist(cohort.datalist, cohort.datalist_file, image_paths=cohort.synthetic)
+    return cohort
+
+
+def divide_again(
+    datalist: dict[str, Any],
+    datalist_file: Path,
+    seed: int,
+    folds: int | None,
+    fold: int | None,
+    first_seed: int,
+    image_paths: bool,
+) -> dict[str, Any]:
+    """Divide a datalist for one of several repeats, write it anew and return it; see :func:`divide_datalist`."""
+    datalist = divide_datalist(datalist, seed, folds, fold, first_seed)
+    write_datalist(datalist, datalist_file, image_paths=image_paths)
+    return datalist
 
 
 def synthetic_folder(output_dir: str | os.PathLike[str]) -> Path:

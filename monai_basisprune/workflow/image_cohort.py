@@ -12,7 +12,6 @@ import numpy as np
 from torch import nn
 
 from ..data.datalist import load_split, write_datalist
-from ..data.folds import divide_datalist
 from ..data.image_classes import ImageLabel, ImageLabels, LabelSettings, check_image_classes
 from ..data.image_files import list_pictures
 from ..data.image_folder import prepare_image_datalist
@@ -21,7 +20,7 @@ from ..data.npz import NpzSection, read_npz, write_pictures
 from ..data.splits import check_folds
 from ..distributed import from_first_process
 from ..errors import CohortError, ConfigurationError
-from .cohort import PreparedCohort, prepared_once, working_folder
+from .cohort import PreparedCohort, divide_again, prepared_once, working_folder
 
 __all__ = ["PreparedImages", "classification_loss", "find_class_names", "locate_images", "prepare_image_cohort"]
 
@@ -235,8 +234,7 @@ def prepare_image_cohort(
         root, datalist_file, settings, fractions, first_seed, on_problem, progress, not own, labels, source
     )
     if folds is not None or split_seed is not None:
-        datalist = divide_datalist(datalist, seed, folds, fold, first_seed)
-        write_datalist(datalist, datalist_file, image_paths=not own)
+        datalist = divide_again(datalist, datalist_file, seed, folds, fold, first_seed, image_paths=not own)
     return PreparedImages(root, datalist_file, datalist, False)
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data import divide_datalist, write_datalist
 from ..data.splits import check_folds
 from ..data.synthetic_volumes import write_synthetic_volumes
 from ..data.volume_cohort import prepare_volume_datalist
 from ..data.volume_transforms import VolumePreparation
 from ..errors import ConfigurationError
-from .cohort import PreparedCohort, prepared_once, synthetic_folder, working_folder
+from .cohort import (
+    PreparedCohort,
+    check_two_classes,
+    divide_again,
+    moved_cohort,
+    prepared_once,
+    synthetic_folder,
+    working_folder,
+)
 
 __all__ = ["prepare_volume_cohort"]
 
@@ -68,8 +74,7 @@ def prepare_volume_cohort(
         CohortError: if the cohort cannot be used; every problem is listed.
         ConfigurationError: if an argument cannot be used.
     """
-    if len(class_names) != 2:
-        raise ConfigurationError(f"class_names must name two classes, the one to find last; got {list(class_names)!r}.")
+    check_two_classes(class_names)
     if (folds is None) != (fold is None):
         raise ConfigurationError(f"folds and fold belong together: got folds {folds!r} and fold {fold!r}. Pass both.")
     if folds is not None and fold is not None:
@@ -77,9 +82,7 @@ def prepare_volume_cohort(
     how = VolumePreparation.of(preparation)
     work = working_folder(output_dir)
     if prepared is not None:
-        cohort = replace(prepared, datalist_file=work / "datalist.json")
-        write_datalist(cohort.datalist, cohort.datalist_file, image_paths=cohort.synthetic)
-        return cohort
+        return moved_cohort(prepared, work)
     synthetic = dataset_dir is None
     first_seed = seed if split_seed is None else split_seed
     if dataset_dir is None:
@@ -106,6 +109,5 @@ def prepare_volume_cohort(
         progress=progress,
     )
     if folds is not None or split_seed is not None:
-        datalist = divide_datalist(datalist, seed, folds, fold, first_seed)
-        write_datalist(datalist, datalist_file, image_paths=synthetic)
+        datalist = divide_again(datalist, datalist_file, seed, folds, fold, first_seed, image_paths=synthetic)
     return PreparedCohort(Path(dataset_dir), datalist_file, datalist, synthetic)
