@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,14 +20,16 @@ from .layer_timing import latency_tables
 from .layers import DecomposedLayer
 from .selection import decomposable_layers
 
-__all__ = ["Budget", "NetworkCost", "count_positions", "network_cost"]
+__all__ = ["Budget", "NetworkCost", "count_positions", "network_cost", "shortfall"]
 
 _QUANTITIES = ("parameters", "macs", "latency", "bases", "threshold", "auc_margin")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a network to remove; exactly one quantity, always against the original network.
+    """How much of a network to remove, always against the original network: one quantity, or parameters and macs.
+
+    With ``parameters`` and ``macs`` given, the budget is met when both shares are gone.
 
     Attributes:
         parameters: share of the parameters, in [0, 1), counted after ``recompose``.
@@ -42,11 +45,13 @@ class Budget:
         input_shape: shape of one input without the batch, such as ``(1, 224, 224)``.
 
     Raises:
-        ValueError: unless exactly one quantity is given, in its range.
+        ValueError: unless one quantity is given, or parameters and macs, in its range.
 
     Example:
         >>> Budget(parameters=0.9)
         Budget(parameters=0.9)
+        >>> Budget(parameters=0.9, macs=0.8, input_shape=(1, 224, 224)).quantity
+        'parameters and macs'
     """
 
     parameters: float | None = None
@@ -58,13 +63,18 @@ class Budget:
     input_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in _QUANTITIES if getattr(self, name) is not None}
-        if len(given) != 1:
+        given = self.shares
+        if len(given) != 1 and set(given) != {"parameters", "macs"}:
             raise ValueError(
-                f"A Budget takes exactly one of {', '.join(_QUANTITIES[:-1])} and {_QUANTITIES[-1]}, got "
-                f"{given or 'none of them'}."
+                f"A Budget takes exactly one of {', '.join(_QUANTITIES[:-1])} and {_QUANTITIES[-1]}, or parameters and "
+                f"macs together, got {given or 'none of them'}."
             )
-        ((name, value),) = given.items()
+        for name, value in given.items():
+            self._check(name, value)
+        if self.input_shape is not None:
+            object.__setattr__(self, "input_shape", tuple(self.input_shape))
+
+    def _check(self, name: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise ValueError(f"Budget({name}=...) takes a number, got {value!r}.")
         if name == "auc_margin" and not 0 < value < 1:
@@ -76,17 +86,31 @@ class Budget:
                 f"Budget({name}=...) needs input_shape as well, the shape of one input without the batch, such as "
                 f"Budget({name}=0.75, input_shape=(1, 224, 224)): it depends on the size of the image."
             )
-        if self.input_shape is not None:
-            object.__setattr__(self, "input_shape", tuple(self.input_shape))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None)
         return f"Budget({shown})"
 
     @property
+    def shares(self) -> dict[str, float]:
+        """What is given, by the name of its quantity."""
+        return {name: getattr(self, name) for name in _QUANTITIES if getattr(self, name) is not None}
+
+    @property
     def quantity(self) -> str:
-        """The name of the quantity that is given, such as "parameters"."""
-        return next(name for name in _QUANTITIES if getattr(self, name) is not None)
+        """The name of the quantity that is given, such as "parameters", or "parameters and macs"."""
+        return " and ".join(self.shares)
+
+    @property
+    def share(self) -> float:
+        """The number that is given, the smaller one of two."""
+        return min(self.shares.values())
+
+    @property
+    def parts(self) -> tuple[Budget, ...]:
+        """One budget for each quantity that is given."""
+        shares = self.shares.items()
+        return tuple(Budget(**{name: share}, input_shape=self.input_shape) for name, share in shares)
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,10 @@ class NetworkCost:
 def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
     """Count a decomposed network in the currency of a budget.
 
+    Args:
+        network: a decomposed network.
+        budget: of one quantity: one of ``parts``.
+
     Raises:
         ValueError: if operations are counted and the network cannot process ``budget.input_shape``.
         BudgetError: if the budget is a margin of AUC, or of latency for a network of which channels were removed.
@@ -128,13 +156,13 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
             f"MetricSearchRounds of monai_basisprune.handlers, or ask for a share, such as Budget(parameters=0.9)."
         )
     layers = decomposed_layers(network)
-    share = getattr(budget, budget.quantity)
-    if budget.quantity == "bases":
+    ((quantity, share),) = budget.shares.items()
+    if quantity == "bases":
         original = sum(layer.max_rank for _, layer in layers)
         total = sum(layer.rank() for _, layer in layers)
         tables = {name: [layer.groups * n for n in range(_slots(layer) + 1)] for name, layer in layers}
         return NetworkCost(original, total, _allowed(original, share), tables)
-    if budget.quantity == "latency":
+    if quantity == "latency":
         assert budget.input_shape is not None
         if any(cut_modules(network)):
             raise BudgetError(
@@ -142,7 +170,7 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
                 f"longer to be measured on this one. Ask for a share of parameters or of macs."
             )
         return _latency_cost(network, budget.input_shape, share)
-    if budget.quantity == "macs":
+    if quantity == "macs":
         assert budget.input_shape is not None
         positions, everything = count_positions(network, budget.input_shape)
         lost = sum(positions[name] * lost_weights(m) for name, m in cut_modules(network) if name in positions)
@@ -160,6 +188,26 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
         counts[name] = [min(slot * n, dense[name]) for n in range(_slots(layer) + 1)]
     original = rest + sum(dense.values()) + lost
     return NetworkCost(original, rest + sum(c[-1] for c in counts.values()), _allowed(original, share), counts)
+
+
+def shortfall(costs: Mapping[str, NetworkCost], left: Mapping[str, float]) -> str:
+    """Return what remains and what the largest budget is where it is not met, and nothing where it is.
+
+    Args:
+        costs: the network in each currency of a budget.
+        left: what is left of it in each.
+    """
+
+    def shown(quantity: str, count: float) -> str:
+        # seconds have no whole numbers worth printing
+        return f"{count * 1e3:.2f} ms" if quantity == "latency" else f"{count:,}"
+
+    unmet = {quantity: cost for quantity, cost in costs.items() if left[quantity] > cost.allowed}
+    remain = [f"{shown(q, left[q])} of the original {shown(q, cost.original)} {q}" for q, cost in unmet.items()]
+    largest = [f"{q}={math.floor(cost.reduction(left[q]) * 1e4) / 1e4}" for q, cost in unmet.items()]
+    if not unmet:
+        return ""
+    return f"{' and '.join(remain)} remain. The largest that can be met is {', '.join(largest)}"
 
 
 def _latency_cost(network: nn.Module, input_shape: tuple[int, ...], share: float) -> NetworkCost:

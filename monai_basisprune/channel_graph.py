@@ -87,8 +87,8 @@ def channel_groups(network: nn.Module, input_shape: Sequence[int]) -> list[Chann
     shape = (_BATCH, *example_input(probe, input_shape).shape[1:])
     device = next(probe.parameters()).device
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
-    _calibrate_(probe, x)
-    forward_pass(probe, x)
+    if not _calibrate_(probe, x):
+        forward_pass(probe, x)  # which says what is wrong
     groups = _group(probe, _coupled(probe, x))
     if not groups:
         raise LayerSelectionError(
@@ -103,9 +103,7 @@ def probe_network(network: nn.Module) -> nn.Module:
     stand_ins: dict[nn.Module, nn.Module] = {}
     for module in network.modules():
         if isinstance(module, DecomposedLayer):
-            stand_ins[module] = module._whole_layer(module.scaling.bias is not None).to_empty(
-                device=module.basis.weight.device
-            )
+            stand_ins[module] = module.to_plain(split=False)
         elif type(module) in _INSTANCE_NORMS:
             features: int = module.num_features  # type: ignore[assignment]
             stand_ins[module] = _INSTANCE_NORMS[type(module)](features)  # type: ignore[index]
@@ -126,21 +124,27 @@ def probe_network(network: nn.Module) -> nn.Module:
     return probe.requires_grad_(True).eval()
 
 
-def _calibrate_(probe: nn.Module, x: torch.Tensor) -> None:
-    """Give batch norms the statistics of their inputs: no activation then saturates, so no difference is hidden."""
+def _calibrate_(probe: nn.Module, x: torch.Tensor) -> bool:
+    """Give batch norms the statistics of their inputs: no activation then saturates, so no difference is hidden.
+
+    Returns:
+        whether the network ran.
+    """
     norms = [m for m in probe.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
+    ran = True
     try:
         with torch.no_grad():
             probe(x)
     except (RuntimeError, ValueError, TypeError):
-        pass  # as where one value per channel is left; whether the network runs at all is asked next
+        ran = False  # as where one value per channel is left, or it does not run at all
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()
         norm.momentum = momentum
+    return ran
 
 
 def _coupled(probe: nn.Module, x: torch.Tensor) -> Iterator[list[tuple[str, str, int]]]:

@@ -40,7 +40,7 @@ def channel_scalings(network: nn.Module) -> list[tuple[str, Any]]:
     return [
         (name, module)
         for name, module in network.named_modules()
-        if isinstance(getattr(module, "channel_scaling", None), ChannelScaling)
+        if isinstance(module._modules.get("channel_scaling"), ChannelScaling)
     ]
 
 

@@ -2,86 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from .budgets import Budget, count_positions, network_cost
+from .budgets import Budget
 from .channel_graph import ChannelGroup
-from .channel_slices import channel_count, parameters_at, sizes, weights_at
-from .channel_trial import Side
 from .errors import BudgetError
+from .tally import Tally
 
-__all__ = ["Tally", "channel_blocks", "channel_candidates", "check_channel_scores", "select_channels"]
-
-
-class Tally:
-    """What is left of a network, in one currency, as channels and bases go one by one."""
-
-    def __init__(self, network: nn.Module, budget: Budget, input_shape: Sequence[int]) -> None:
-        self.cost = network_cost(network, budget)
-        self.left = self.cost.total
-        self.modules = dict(network.named_modules())
-        self.counts: dict[str, dict[str, int]] = {}
-        self.ranks: dict[str, int] = {}
-        self.positions: dict[str, int] | None = None
-        if budget.quantity == "macs":
-            self.positions, _ = count_positions(network, input_shape)
-
-    def price(self, name: str) -> int:
-        """Return what a module costs now."""
-        inputs, outputs = sizes(self.modules[name])
-        counts = self.counts.get(name, {})
-        inputs, outputs = counts.get("in", inputs), counts.get("out", outputs)
-        module, rank = self.modules[name], self.ranks.get(name)
-        if self.positions is None:
-            return parameters_at(module, inputs, outputs, rank)
-        return self.positions.get(name, 0) * weights_at(module, inputs, outputs, rank)
-
-    def remove(self, unit: Mapping[Side, Sequence[int]]) -> None:
-        """Take one channel out of all the modules that it is in."""
-        self.left -= self._change(unit, -1)
-
-    def saving(self, unit: Mapping[Side, Sequence[int]]) -> int:
-        """Return what would go with one channel."""
-        saved = self._change(unit, -1)
-        self._change(unit, 1)
-        return saved
-
-    def _change(self, unit: Mapping[Side, Sequence[int]], sign: int) -> int:
-        names = {name for name, _ in unit}
-        before = sum(self.price(name) for name in names)
-        for (name, side), positions in unit.items():
-            counts = self.counts.setdefault(name, {})
-            counts[side] = counts.get(side, channel_count(self.modules[name], side)) + sign * len(positions)
-        return before - sum(self.price(name) for name in names)
-
-    def basis_price(self, name: str) -> int:
-        """Return what one basis of a layer holds in its two halves now."""
-        layer: Any = self.modules[name]
-        inputs, outputs = sizes(layer)
-        counts = self.counts.get(name, {})
-        columns = layer.basis.weight[0].numel() * counts.get("in", inputs) // inputs
-        price = columns + counts.get("out", outputs) // layer.groups
-        return int(price) if self.positions is None else int(price) * self.positions[name]
-
-    def remove_bases(self, name: str, count: int) -> None:
-        """Take some bases out of a layer."""
-        self.left -= self.price(name)
-        self.ranks[name] = self.ranks.get(name, self.modules[name].rank()) - count
-        self.left += self.price(name)
-
-    def impossible(self, budget: Budget, least: str) -> str:
-        """Return why a budget cannot be met when all that can go is gone."""
-        largest = math.floor(self.cost.reduction(self.left) * 1e4) / 1e4
-        return (
-            f"{budget} cannot be met {least}, {self.left:,} of the original {self.cost.original:,} {budget.quantity} "
-            f"remain. The largest that can be met is {budget.quantity}={largest}; ask for less, or see channel_status "
-            f"for the groups that keep their channels."
-        )
+__all__ = ["channel_blocks", "channel_candidates", "check_channel_scores", "select_channels"]
 
 
 def select_channels(
@@ -114,7 +45,7 @@ def select_channels(
             no whole number of at least 1.
         BudgetError: if the budget cannot be met; the message holds the largest one that can.
     """
-    if budget.quantity not in ("parameters", "macs", "threshold"):
+    if not budget.shares.keys() <= {"parameters", "macs", "threshold"}:
         raise BudgetError(
             f"{budget} cannot be met by channels: ask for a share of parameters or of macs, or for a threshold."
         )
@@ -128,14 +59,14 @@ def select_channels(
         if tally is None and score >= (budget.threshold or 0.0):
             break
         if tally is not None:
-            if tally.left <= tally.cost.allowed:
+            if tally.met:
                 break
             for position in positions:
                 tally.remove(free[name].units[position])
         gone[name].update(positions)
-    if tally is not None and tally.left > tally.cost.allowed:
+    if tally is not None and not tally.met:
         fewest = "one channel" if multiple == 1 else f"one block of {multiple} channels"
-        raise BudgetError(tally.impossible(budget, f"by channels: with {fewest} left in every group that has scores"))
+        raise BudgetError(tally.impossible(f"by channels: with {fewest} left in every group that has scores"))
     return {name: [p for p in range(len(free[name].units)) if p not in gone[name]] for name in scores}
 
 

@@ -29,10 +29,8 @@ __all__ = [
     "original_channels",
     "original_groups",
     "original_shapes",
-    "parameters_at",
     "sizes",
     "slice_problem",
-    "weights_at",
 ]
 
 SLICEABLE_MODULES: tuple[type[nn.Module], ...] = (
@@ -125,7 +123,7 @@ def keep_channels_(
 
 def kept_channels(module: nn.Module) -> dict[str, list[int]]:
     """Return, for each side of which channels were removed, which of the original channels are left."""
-    return dict(getattr(module, "kept_channels", {}))
+    return dict(vars(module).get("kept_channels", {}))
 
 
 def cut_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -185,8 +183,10 @@ def original_groups(module: nn.Module) -> int:
 def lost_weights(module: nn.Module) -> int:
     """Return how many weights a module lost with its channels, counted as one whole layer."""
     shapes = original_shapes(module)
-    now = module.whole_weights() if isinstance(module, DecomposedLayer) else weights_at(module, *sizes(module))
-    return prod(shapes["weight"]) - now if "weight" in shapes else 0
+    if "weight" not in shapes:
+        return 0
+    now = module.whole_weights() if isinstance(module, DecomposedLayer) else module.weight.numel()  # type: ignore[operator]
+    return prod(shapes["weight"]) - int(now)
 
 
 def lost_parameters(module: nn.Module) -> int:
@@ -194,26 +194,6 @@ def lost_parameters(module: nn.Module) -> int:
     shapes = original_shapes(module)
     bias = prod(shapes["bias"]) - sizes(module)[1] if "bias" in shapes else 0
     return lost_weights(module) + bias
-
-
-def weights_at(module: nn.Module, inputs: int, outputs: int, rank: int | None = None) -> int:
-    """Return how many weights a layer would hold with so many channels and bases, in its cheaper form."""
-    if isinstance(module, DecomposedLayer):
-        kernel = module.basis.weight[0, 0].numel() if module.basis.weight.ndim > 2 else 1
-        columns = inputs // module.groups * kernel
-        rank = module.rank() if rank is None else rank
-        return min(rank * (columns + outputs // module.groups), outputs * columns)
-    weight: torch.Tensor | None = module.weight  # type: ignore[assignment]  # all sliceable modules have this attribute
-    if weight is None:
-        return 0
-    total = weight.numel() * outputs // channel_count(module, "out")
-    return total if has_one_side(module) else total * inputs // channel_count(module, "in")
-
-
-def parameters_at(module: nn.Module, inputs: int, outputs: int, rank: int | None = None) -> int:
-    """Return how many parameters a module would hold with so many channels and bases, in its cheaper form."""
-    bias = module.scaling.bias if isinstance(module, DecomposedLayer) else getattr(module, "bias", None)
-    return weights_at(module, inputs, outputs, rank) + (0 if bias is None else outputs)
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:

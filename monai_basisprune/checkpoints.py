@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import io
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,13 @@ from typing import Any
 import torch
 
 from .errors import PlanMismatchError, shortened_list
-from .files import archive_problem, write_atomically
+from .files import write_atomically
+from .reading import read_weights
 
 __all__ = ["RunCheckpoint", "RunCheckpoints", "setting_digests"]
 
 _NAME = re.compile(r"checkpoint_(\d{6})\.pt")
-_VERSION = 1
+_VERSION = 2
 _KEPT = 2
 
 
@@ -48,12 +51,13 @@ class RunCheckpoints:
 
     Args:
         folder: where the files are; it is made by the first :meth:`save`.
-        settings: what the run depends on, of JSON types; only digests of the values are written.
+        settings: what the run depends on, of JSON types; only salted digests of the values are written.
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        self.digests = setting_digests(settings)
+        self.settings = dict(settings)
+        self.salt = secrets.token_hex(32)
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> Path:
         """Write the checkpoint of an epoch.
@@ -65,7 +69,13 @@ class RunCheckpoints:
         Raises:
             OSError: if it cannot be written; the earlier ones stay.
         """
-        content = {"format_version": _VERSION, "epoch": epoch, "settings": self.digests, "state": dict(state)}
+        content = {
+            "format_version": _VERSION,
+            "epoch": epoch,
+            "salt": self.salt,
+            "settings": setting_digests(self.settings, self.salt.encode()),
+            "state": dict(state),
+        }
         stream = io.BytesIO()
         torch.save(content, stream)
         path = write_atomically(self.folder / f"checkpoint_{epoch:06d}.pt", stream.getvalue())
@@ -83,7 +93,7 @@ class RunCheckpoints:
         for path in self._files():
             content = _read(path, problems)
             if content is not None:
-                self._check(content["settings"])
+                self._check(content)
                 return RunCheckpoint(content["epoch"], content["state"], tuple(problems))
         if problems:
             raise PlanMismatchError(
@@ -107,48 +117,48 @@ class RunCheckpoints:
             return []
         return [self.folder / name for name in names]
 
-    def _check(self, found: Mapping[str, str]) -> None:
-        differing = sorted(key for key in {*found, *self.digests} if found.get(key) != self.digests.get(key))
+    def _check(self, content: Mapping[str, Any]) -> None:
+        found, own = content["settings"], setting_digests(self.settings, content["salt"].encode())
+        differing = sorted(key for key in {*found, *own} if found.get(key) != own.get(key))
         if differing:
             raise PlanMismatchError(
-                f"output_dir holds the checkpoint of a run that was stopped, and its settings are not those of this "
-                f"one:\n{shortened_list(differing)}\nGo on with the settings that it was started with, or pass another "
-                f"--output_dir, or --resume false to start anew."
+                f"The folder of the results holds the checkpoint of a run that was stopped, and its settings are not "
+                f"those of this one:\n{shortened_list(differing)}\nGo on with the settings that it was started with, "
+                f"name another folder for the results, or pass --resume false to start anew."
             )
 
 
-def setting_digests(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return for each setting a digest of its value, which tells whether it changed and not what it is.
+def setting_digests(settings: Mapping[str, Any], salt: bytes) -> dict[str, str]:
+    """Return for each setting a salted digest, which tells whether its value changed and not what it is.
 
     Args:
         settings: values of JSON types, tuples, and what else has a stable text.
+        salt: secret of the digests.
     """
-    return {
-        key: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        for key, value in settings.items()
-    }
+    texts = {key: json.dumps([key, value], sort_keys=True, default=str) for key, value in sorted(settings.items())}
+    return {key: hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()[:16] for key, text in texts.items()}
 
 
 def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    problem = archive_problem(path)
-    content: Any = None
-    if problem is None:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for what it does not take
-            problem = f"it holds more than tensors and plain types ({type(error).__name__})"
-    if problem is None and not _is_checkpoint(content):
+    try:
+        content = read_weights(path)
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if _is_checkpoint(content):
+            return dict(content)
         problem = f"it is no checkpoint of format version {_VERSION}"
-    if problem is None:
-        return dict(content)
     problems.append(f"{path.name}: {problem}")
     return None
 
 
 def _is_checkpoint(content: object) -> bool:
-    kinds: Sequence[tuple[str, type]] = (("epoch", int), ("settings", dict), ("state", dict))
+    kinds: Sequence[tuple[str, type]] = (("epoch", int), ("salt", str), ("settings", dict), ("state", dict))
     return (
         isinstance(content, dict)
         and content.get("format_version") == _VERSION
         and all(isinstance(content.get(key), kind) for key, kind in kinds)
+        and content["salt"].isascii()
     )

@@ -15,7 +15,7 @@ from .workflow.study_bundle import export_study_bundle
 
 __all__ = ["add_bundle_command", "add_export_bundle_command", "add_prune_command"]
 
-_DEFAULT_BUNDLE = "chest_xray_classification"
+_DEFAULT_BUNDLE, _NPZ_BUNDLE = "chest_xray_classification", "small_dataset_classification"
 
 
 def add_prune_command(subparsers: Any) -> None:
@@ -35,7 +35,9 @@ def add_prune_command(subparsers: Any) -> None:
         epilog=OVERRIDES_HELP,
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder of a bundle, or of images with labels.csv")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="folder of a bundle, or of images with labels.csv; or a MedMNIST file (.npz)"
+    )
     parser.add_argument(
         "output",
         metavar="OUTPUT",
@@ -44,7 +46,8 @@ def add_prune_command(subparsers: Any) -> None:
     parser.add_argument(
         "--bundle",
         metavar="NAME",
-        help=f"of images, the bundle of this package that prunes; default: {_DEFAULT_BUNDLE}",
+        help=f"of images, the bundle of this package that prunes; default: {_DEFAULT_BUNDLE}, of a MedMNIST file "
+        f"{_NPZ_BUNDLE}",
     )
     parser.add_argument(
         "--targets",
@@ -53,7 +56,9 @@ def add_prune_command(subparsers: Any) -> None:
         metavar="SHARE",
         help=f"share to remove in each round, rising; default of a bundle: {list(DEFAULT_TARGETS)}",
     )
-    parser.add_argument("--budget", choices=("parameters", "macs", "bases"), help="what the shares are shares of")
+    parser.add_argument(
+        "--budget", choices=("parameters", "macs", "parameters and macs", "bases"), help="what the shares are shares of"
+    )
     parser.add_argument("--transfer_epochs", type=int, metavar="N", help="epochs of training before the first round")
     parser.add_argument("--epochs_per_round", type=int, metavar="N", help="epochs of training in each round")
     parser.add_argument(
@@ -80,6 +85,11 @@ def add_prune_command(subparsers: Any) -> None:
         "it, bases alone go; of images, both go anyway",
     )
     parser.add_argument("--seed", type=int, help="seed of the run")
+    parser.add_argument(
+        "--resume",
+        choices=("true", "false"),
+        help="whether a run that was stopped goes on with the same command (the default), or starts anew",
+    )
     parser.set_defaults(run=_prune, overrides={})
 
 
@@ -93,15 +103,18 @@ _OPTIONS = (
     "patient_key",
     "channels",
     "seed",
+    "resume",
 )
 
 
 def _prune(options: argparse.Namespace) -> None:
     given = {name: value for name in _OPTIONS if (value := getattr(options, name)) is not None}
     source = Path(options.source)
-    if not source.is_dir():
+    is_npz = source.is_file() and source.suffix.lower() == ".npz"
+    if not source.is_dir() and not is_npz:
         raise ConfigurationError(
-            "SOURCE is not a folder: name the folder of a MONAI bundle, or of images with a table of labels."
+            "SOURCE is not a folder: name the folder of a MONAI bundle, or of images with a table of labels, or a "
+            "MedMNIST file (.npz)."
         )
     if (source / "configs").is_dir():
         if options.bundle is not None:
@@ -113,7 +126,13 @@ def _prune(options: argparse.Namespace) -> None:
     if "channels" in given:
         raise ConfigurationError("--channels is for bundles; of images, channels are removed with the bases anyway.")
     overrides = {**options.overrides, **given, "dataset_dir": options.source}
-    run_shipped_bundle(options.bundle or _DEFAULT_BUNDLE, "prune", ("train", "prune"), options.output, overrides)
+    run_shipped_bundle(
+        options.bundle or (_NPZ_BUNDLE if is_npz else _DEFAULT_BUNDLE),
+        "prune",
+        ("train", "prune"),
+        options.output,
+        overrides,
+    )
 
 
 def add_export_bundle_command(subparsers: Any) -> None:

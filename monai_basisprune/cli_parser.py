@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ._version import __version__
 from .errors import BasisPruneError
-from .failures import explain_failure
+from .failures import INTERRUPTED, explain_failure
 from .redaction import format_error, install_redaction, remove_redaction, shown_text
 
 __all__ = ["OVERRIDES_HELP", "run_command_line", "split_overrides"]
@@ -76,7 +76,7 @@ def run_command_line(commands: Sequence[Callable[[Any], None]], arguments: Seque
     try:
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
-        print("monai-basisprune: interrupted.", file=sys.stderr)
+        print(f"monai-basisprune: {INTERRUPTED}", file=sys.stderr)
         return 130
     except Exception as error:
         return _shown(error)

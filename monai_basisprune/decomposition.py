@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ __all__ = ["LayerStatus", "decompose", "decomposed_layers", "layer_status"]
 
 # weights, above which a layer is decomposed with nothing beside it
 _LARGE = 2**20
+
+# what a type of module defines to be copied in a way of its own
+_WAYS_TO_COPY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__")
+
+_CONSTANTS = {bool, int, float, str, type(None)}
 
 _NOT_SELECTED = {
     False: "not selected by target_modules and exclude_modules",
@@ -136,14 +142,19 @@ def _decomposed_by_weight(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Modu
     for layer in large:
         yield layer, decompose_layer(layer)
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        small = falling[len(large) :]
-        yield from zip(small, pool.map(decompose_layer, small), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        # PyTorch gives the last number that any thread asked for to threads that are to come
-        torch.set_num_threads(threads)
+    waiting = iter(falling[len(large) :])
+
+    def take(_: int) -> list[tuple[nn.Module, DecomposedLayer]]:
+        # one layer after the other, whichever is next; to tell the main thread of each would hold all up
+        return [(layer, decompose_layer(layer)) for layer in waiting]
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield from chain.from_iterable(pool.map(take, range(threads)))
+        finally:
+            list(waiting)  # where one thread fails, the others find nothing more to take
+            # PyTorch gives the last number that any thread asked for to threads that are to come
+            torch.set_num_threads(threads)
 
 
 def layer_status(network: nn.Module) -> list[LayerStatus]:
@@ -192,19 +203,50 @@ def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]
 
     What is replaced is never copied, so the peak of memory stays near the size of the two networks.
     """
-    memo: dict[int, object] = {id(old): new for old, new in replacements.items()}
+    memo: dict[int, Any] = {id(old): new for old, new in replacements.items()}
     buffers = [b for b in network.buffers() if type(b) is torch.Tensor and b.layout is torch.strided and not vars(b)]
     places = Counter(buffer.untyped_storage().data_ptr() for buffer in buffers)
     for buffer in buffers:
         # the general way, for buffers that share their memory or require a gradient, takes several times longer
         if places[buffer.untyped_storage().data_ptr()] == 1 and not buffer.requires_grad:
             memo.setdefault(id(buffer), buffer.clone())
-    for module in network.modules():
-        for value in vars(module).values():
-            # a module holds ten of these, mostly for hooks; to copy them in the general way takes most of the time
-            if type(value) in (dict, OrderedDict, set) and not value:
-                memo[id(value)] = type(value)()
+    copied: list[tuple[nn.Module, nn.Module]] = []
+    seen, waiting = set(replacements), [network]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting.extend(child for child in module._modules.values() if child is not None)
             # the weight that an old-style weight or spectral norm computed; it is computed anew at the next pass
-            elif isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+            computed = [v for v in vars(module).values() if isinstance(v, torch.Tensor) and not v.is_leaf]
+            memo.update((id(value), value.detach().clone()) for value in computed)
+            if _is_copied_as_usual(type(module)):
+                # to copy a module in the general way takes most of the time
+                new = memo[id(module)] = type(module).__new__(type(module))
+                copied.append((module, new))
+    for module, new in copied:
+        vars(new).update(_copied_entries(vars(module), memo))
     return copy.deepcopy(network, memo)
+
+
+def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
+    """Return whether to copy a module of this type is to copy its attributes."""
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _WAYS_TO_COPY)
+
+
+def _copied_entries(entries: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    """Return deep copies of the attributes of a module, by name; the common kinds are copied here, which is faster."""
+    copies = {}
+    for name, value in entries.items():
+        kind = type(value)
+        if kind in _CONSTANTS:
+            copies[name] = value
+        elif id(value) in memo:
+            copies[name] = memo[id(value)]
+        elif kind in (dict, OrderedDict, set) and not value:
+            copies[name] = memo[id(value)] = kind()
+        elif kind is dict and name in ("_parameters", "_buffers", "_modules"):
+            copies[name] = memo[id(value)] = _copied_entries(value, memo)
+        else:
+            copies[name] = copy.deepcopy(value, memo)
+    return copies

@@ -34,6 +34,7 @@ class DistillationLoss(nn.Module):
         reference: the unpruned network in evaluation mode, an ordinary network that is never trained; None before
             :meth:`start`. It is part of the state dict: to go on from one, :meth:`start` with the unpruned network and
             load it then.
+        resting: whether this is the plain loss for the time being, which saves a pass of the unpruned network.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -57,6 +58,7 @@ class DistillationLoss(nn.Module):
         self.weight = weight
         self.temperature = temperature
         self.reference: nn.Module | None = None
+        self.resting = False
         self._inputs = _LastInputs()
         self._handle: RemovableHandle | None = None
 
@@ -92,7 +94,8 @@ class DistillationLoss(nn.Module):
             ValueError: if the outputs are not logits of at least two classes, or not those of the last batch.
         """
         plain: torch.Tensor = self.loss(outputs, labels)
-        if self.reference is None:
+        if self.reference is None or self.resting:
+            self._inputs.values = None
             return plain
         wanted = self._wanted(outputs)
         distance = functional.kl_div(

@@ -26,6 +26,10 @@ _BLOCK = 64
 # orthogonal to float32 precision (their error grows with the square of the inverse ratio), so a QR step is taken.
 _GRAM_CONDITION = 1e-4
 
+# Rows of Vᵀ whose singular value is above this share of the largest are computed in float32: their error grows with the
+# inverse of the share, and stays below 1e-6.
+_FLOAT32_SHARE = 1 / 64
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -50,8 +54,9 @@ def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
     For each group, the weight as a matrix ``W`` of shape ``(out_channels / groups, in_channels / groups * prod(k))``
     equals ``(U S) Vᵀ``; the rows of ``Vᵀ`` are the basis filters (Wong et al., arXiv 2108.02893, section 3), and the
     column norms of the scaling ``U S`` are the singular values. The computation runs in float64 through the Gram
-    matrix of the short side, so that no square matrix of the long side is ever allocated, and has a sign convention: it
-    gives the same bits whenever it is repeated on one machine.
+    matrix of the short side, so that no square matrix of the long side is ever allocated; for a float32 weight only the
+    last product, which gives the filters of the larger singular values, is taken in float32. With the sign convention
+    it gives the same bits whenever it is repeated on one machine.
 
     Args:
         weight: shape ``(out_channels, in_channels / groups, *kernel_size)``, a floating-point type.
@@ -70,8 +75,23 @@ def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
         (torch.Size([8, 4, 3, 3]), torch.Size([8, 8, 1, 1]))
     """
     matrix = _as_matrix(weight, groups)
-    scaling, basis = _economy_svd(matrix)
-    return _factors(scaling, basis, weight)
+    rows, columns = matrix.shape[1:]
+    if rows > columns:
+        # V comes straight from the eigenvectors, so it is orthonormal even for a weight that lacks rank
+        _, v_t = _falling_eigenvectors(_lower_gram(matrix.transpose(1, 2)))
+        scaling_t = v_t @ matrix.transpose(1, 2)
+        sign = _signs(scaling_t)
+        return _factors(scaling_t.mul_(sign), v_t.mul_(sign), weight)
+    squares, u_t = _falling_eigenvectors(_lower_gram(matrix))
+    singular = squares.clamp_min(0).sqrt().unsqueeze(2)
+    if bool((singular[:, -1] <= _GRAM_CONDITION * singular[:, 0]).any()):
+        q, r = torch.linalg.qr(matrix.transpose(1, 2))
+        left, values, u_t = torch.linalg.svd(r)
+        sign = _signs(u_t)
+        v_t = left.transpose(1, 2) @ q.transpose(1, 2)
+        return _factors(u_t.mul_(sign * values.unsqueeze(2)), v_t.mul_(sign), weight)
+    u_t *= _signs(u_t)
+    return _factors(u_t * singular, _right_vectors(u_t / singular, singular, matrix, weight), weight)
 
 
 def factorize_by_outputs(
@@ -109,10 +129,11 @@ def factorize_by_outputs(
     if matrix.shape[1] > matrix.shape[2]:
         # the outputs lie in the range of W: eigenvectors outside it would leave a part of W without a basis
         span = torch.linalg.qr(matrix).Q
-        scaling = span @ torch.linalg.eigh(span.transpose(1, 2) @ moment @ span).eigenvectors.flip(-1)
+        scaling_t = _falling_eigenvectors(span.transpose(1, 2) @ moment @ span)[1] @ span.transpose(1, 2)
     else:
-        scaling = torch.linalg.eigh(moment).eigenvectors.flip(-1)
-    return _factors(scaling, scaling.transpose(1, 2) @ matrix, weight, mean)
+        scaling_t = _falling_eigenvectors(moment)[1]
+    scaling_t *= _signs(scaling_t)
+    return _factors(scaling_t, scaling_t @ matrix, weight, mean)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -138,39 +159,41 @@ def _as_matrix(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def _factors(
-    scaling: torch.Tensor, basis: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor | None = None
+    scaling_t: torch.Tensor, basis: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor | None = None
 ) -> Factors:
-    """Return matrices of shape (groups, m, r) and (groups, r, n) as the weights of two layers, with a sign of ours."""
-    sign = torch.gather(scaling, 1, scaling.abs().argmax(dim=1, keepdim=True)).sign()
-    sign[sign == 0] = 1.0
-    scaling, basis = scaling * sign, basis.mul_(sign.transpose(1, 2))
+    """Return matrices of shape (groups, r, m) and (groups, r, n) as the weights of two layers."""
     groups, rank = basis.shape[:2]
     kernel_ones = [1] * (weight.ndim - 2)
     return Factors(
-        basis=basis.to(weight).reshape(groups * rank, *weight.shape[1:]).contiguous(),
-        scaling=scaling.to(weight).reshape(weight.shape[0], rank, *kernel_ones).contiguous(),
-        means=None
-        if mean is None
-        else (scaling.transpose(1, 2) @ mean.to(scaling).unsqueeze(-1)).reshape(-1).to(weight),
+        basis=basis.to(weight).reshape(groups * rank, *weight.shape[1:]),
+        scaling=scaling_t.to(weight).transpose(1, 2).reshape(weight.shape[0], rank, *kernel_ones).contiguous(),
+        means=None if mean is None else (scaling_t @ mean.to(scaling_t).unsqueeze(-1)).reshape(-1).to(weight),
     )
 
 
-def _economy_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``U S`` of shape (groups, m, r) and ``Vᵀ`` of shape (groups, r, n), r = min(m, n)."""
-    rows, columns = matrix.shape[1:]
-    if rows > columns:
-        # V comes straight from the eigenvectors, so it is orthonormal even for a weight that lacks rank
-        v = torch.linalg.eigh(_lower_gram(matrix.transpose(1, 2))).eigenvectors.flip(-1)
-        return matrix @ v, v.transpose(1, 2).contiguous()
-    squares, u = torch.linalg.eigh(_lower_gram(matrix))
-    squares, u = squares.flip(-1).clamp_min(0), u.flip(-1)
-    singular = squares.sqrt()
-    if bool((singular[:, -1] > _GRAM_CONDITION * singular[:, 0]).all()):
-        v_t = (u / singular.unsqueeze(1)).transpose(1, 2) @ matrix
-        return u * singular.unsqueeze(1), v_t
-    q, r = torch.linalg.qr(matrix.transpose(1, 2))
-    left, singular, right_t = torch.linalg.svd(r)
-    return right_t.transpose(1, 2) * singular.unsqueeze(1), left.transpose(1, 2) @ q.transpose(1, 2)
+def _falling_eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return falling eigenvalues of shape (groups, m), and the eigenvectors as rows, of shape (groups, m, m)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    # they are stored as rows already; work along columns takes several times as long
+    return values.flip(1), vectors.transpose(1, 2).flip(1)
+
+
+def _signs(rows: torch.Tensor) -> torch.Tensor:
+    """Return 1 or -1 for each row, of shape (groups, r, 1), so that its largest entry becomes positive."""
+    return torch.where(rows.amax(dim=2, keepdim=True) < -rows.amin(dim=2, keepdim=True), -1.0, 1.0).to(rows)
+
+
+def _right_vectors(
+    left_t: torch.Tensor, singular: torch.Tensor, matrix: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Return ``leftᵀ W``: for large singular values in float32, as the weight itself has no more digits."""
+    large = 0
+    if weight.dtype == torch.float32:
+        large = int((singular > _FLOAT32_SHARE * singular[:, :1]).sum(dim=1).min())
+    if large == 0:
+        return left_t @ matrix
+    rows = left_t[:, :large].float() @ weight.detach().cpu().reshape(matrix.shape)
+    return rows if large == left_t.shape[1] else torch.cat([rows, (left_t[:, large:] @ matrix).float()], dim=1)
 
 
 def _lower_gram(matrix: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["explain_failure"]
+__all__ = ["INTERRUPTED", "explain_failure"]
+
+INTERRUPTED = (
+    "interrupted. What was saved before is left as it is. Where a training was stopped, started again with the same "
+    "command, the run goes on."
+)
+"""What is said when the user stops a run."""
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -54,18 +60,18 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _of_system(number: int | None, running: bool) -> str | None:
     if number in _FULL:
         return (
-            "The disk is full, or a quota or a limit on the size of files is reached: make room, or pass --output_dir "
-            "with a folder on another disk."
+            "The disk is full, or a quota or a limit on the size of files is reached: make room, or let "
+            "the results go to another disk (in a bundle --output_dir)."
         )
     if number in _READ_ONLY and running:
         return (
-            "A file cannot be written, its folder or its disk is read-only: change its permissions, or pass "
-            "--output_dir with a folder that can be written to."
+            "A file cannot be written, its folder or its disk is read-only: change its permissions, or let "
+            "the results go to another folder (in a bundle --output_dir)."
         )
     if number in _LOST or (running and number in _GONE):
         return (
             "A folder or a file is gone that was there when the run started, as after a network drive was "
-            "disconnected: connect it again, or copy the images to a local disk and pass a local --output_dir."
+            "disconnected: connect it again, or let images and results be on a local disk."
         )
     if number == errno.EMFILE:
         return "Too many files are open: raise the limit of the system (ulimit -n), or pass a smaller --num_workers."
@@ -90,7 +96,7 @@ def _of_text(error: BaseException) -> str | None:
         return "Another one of the processes has ended, and this one cannot go on alone: its own message says why."
     if isinstance(error, RuntimeError) and _WRITER.search(text):
         return (
-            "A network cannot be written, most likely because the disk is full or gone: make room, or pass "
-            "--output_dir with a folder on another disk."
+            "A network cannot be written, most likely because the disk is full or gone: make room, or let "
+            "the results go to another disk (in a bundle --output_dir)."
         )
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,14 @@ from torch import nn
 
 from .budgets import Budget, network_cost
 from .channel_graph import ChannelGroup, channel_groups
-from .channel_selection import Tally, channel_candidates, check_channel_scores
-from .channel_trial import removed_slots
+from .channel_selection import check_channel_scores
+from .channel_trial import Side, removed_slots
 from .channels import cut_channels_, verify_cut
 from .decomposition import decomposed_layers
 from .errors import BudgetError
 from .layers import DecomposedLayer
 from .pruning import check_scores, keep_bases_, score_slots
+from .tally import Tally
 
 __all__ = ["JointResult", "prune_jointly_"]
 
@@ -55,15 +56,17 @@ def prune_jointly_(
     budget: Budget,
     input_shape: Sequence[int],
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    groups: Sequence[ChannelGroup] | None = None,
 ) -> JointResult:
-    """Remove bases and channels of a decomposed network in place, until one budget is met.
+    """Remove bases and channels of a decomposed network in place, until a budget is met.
 
-    All bases and all channels compete by their score per parameter (or operation) that goes with them, so the scores
-    of both kinds have to be in one unit: a :class:`TaylorImportance` and a :class:`ChannelTaylorImportance` with the
-    same ``reduction``, the same batches and no normalization. A basis counts with what it holds in both halves of its
-    layer, though a layer above its break-even rank saves nothing yet when recomposed; a channel with what goes at
-    that moment in all layers that it is in. At least one basis of each group of each layer stays, and one channel of
-    each group of channels.
+    All bases and all channels compete by their score per parameter (or operation) that goes with them, or, where the
+    budget is of both, for the sum of their shares of the original network, so that what holds much of either goes
+    first. The scores of both kinds have to be in one unit: a :class:`TaylorImportance` and a
+    :class:`ChannelTaylorImportance` with the same ``reduction``, the same batches and no normalization. A basis counts
+    with what it holds in both halves of its layer, though a layer above its break-even rank saves nothing yet when
+    recomposed; a channel with what goes at that moment in all layers that it is in. At least one basis of each group of
+    each layer stays, and one channel of each group of channels.
 
     Everything is checked before anything is cut, as in :func:`prune_channels_`: where this raises, the network is
     untouched. An optimizer goes on with what is left.
@@ -72,9 +75,11 @@ def prune_jointly_(
         network: a decomposed network.
         basis_scores: one score for each basis, ``{layer name: tensor of shape (rank,)}``.
         channel_scores: one score for each channel, ``{group: tensor of shape (channels,)}``.
-        budget: how much of the original network to remove: of parameters or of macs.
+        budget: how much of the original network to remove: of parameters, of macs or of both.
         input_shape: shape of one input without the batch, such as ``(1, 224, 224)``.
         optimizer: the optimizer, or optimizers, that train the network.
+        groups: the groups that the channels go in, as ``channel_importance.groups``; by default they are looked for,
+            which takes some forward passes.
 
     Returns:
         what is left.
@@ -99,18 +104,17 @@ def prune_jointly_(
         >>> result.parameter_reduction >= 0.6
         True
     """
-    if budget.quantity not in ("parameters", "macs"):
+    if not budget.shares.keys() <= {"parameters", "macs"}:
         raise BudgetError(f"{budget} is not one of bases and channels together: ask for a share of parameters or macs.")
     layers = dict(decomposed_layers(network))
     check_scores(layers, basis_scores)
-    groups = channel_groups(network, input_shape)
+    groups = channel_groups(network, input_shape) if groups is None else groups
     check_channel_scores(groups, channel_scores)
     negative = [n for scores in (basis_scores, channel_scores) for n, s in scores.items() if bool((s < 0).any())]
     if negative:
         raise ValueError(f"Scores per parameter need scores of at least 0; below it are some of {negative}.")
-    kept_bases, kept_channels = _select(
-        Tally(network, budget, input_shape), budget, layers, groups, basis_scores, channel_scores
-    )
+    tally = Tally(network, budget, input_shape)
+    kept_bases, kept_channels = _select(tally, layers, groups, basis_scores, channel_scores)
     removed = removed_slots({group.name: group.units for group in groups}, kept_channels)
     verify_cut(network, input_shape, removed)
     # all that can raise comes before the cut
@@ -136,46 +140,87 @@ def prune_jointly_(
 
 def _select(
     tally: Tally,
-    budget: Budget,
     layers: Mapping[str, DecomposedLayer],
     groups: Sequence[ChannelGroup],
     basis_scores: Mapping[str, torch.Tensor],
     channel_scores: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     order = {name: score_slots(layers[name], scores) for name, scores in basis_scores.items()}
-    free = {group.name: group for group in groups if group.kept_because is None}
-    kept_slots = {name: len(values) for name, (_, values) in order.items()}
-    gone: dict[str, set[int]] = {name: set() for name in channel_scores}
-
-    def basis_saving(name: str, _: int) -> float:
-        return tally.basis_price(name) * layers[name].groups
-
-    def channel_saving(name: str, position: int) -> float:
-        return tally.saving(free[name].units[position])
-
-    savings: dict[str, Callable[[str, int], float]] = {"basis": basis_saving, "channel": channel_saving}
-    candidates = [("basis", n, slot, float(v)) for n, (_, vs) in order.items() for slot, v in enumerate(vs) if slot > 0]
-    candidates += [("channel", n, p, score) for score, _, n, p in channel_candidates(free, channel_scores)]
-    heap = [(_ratio(score, savings[kind](n, p)), score, kind, n, p) for kind, n, p, score in candidates]
+    bases = {name: _BasisQueue(tally, name, layers[name].groups, values) for name, (_, values) in order.items()}
+    units = {group.name: group.units for group in groups}
+    channels = {name: _ChannelQueue(tally, units[name], scores) for name, scores in channel_scores.items()}
+    queues: list[_Queue] = [*bases.values(), *channels.values()]
+    # all units of a queue save the same, so only the first of each can be next
+    heap = [(queue.ratio(), number) for number, queue in enumerate(queues) if queue.waiting]
     heapq.heapify(heap)
-    while heap and tally.left > tally.cost.allowed:
-        ratio, score, kind, name, position = heapq.heappop(heap)
-        # what a candidate saves shrinks as others go: it waits for its new turn
-        now = _ratio(score, savings[kind](name, position))
-        if now > ratio:
-            heapq.heappush(heap, (now, score, kind, name, position))
-        elif kind == "basis":
-            tally.remove_bases(name, layers[name].groups)
-            kept_slots[name] -= 1
-        else:
-            tally.remove(free[name].units[position])
-            gone[name].add(position)
-    if tally.left > tally.cost.allowed:
+    while heap and not tally.met:
+        ratio, number = heapq.heappop(heap)
+        queue = queues[number]
+        # what a unit saves shrinks as others go: it waits for its new turn
+        if queue.ratio() <= ratio:
+            queue.advance()
+        if queue.waiting:
+            heapq.heappush(heap, (queue.ratio(), number))
+    if not tally.met:
         left = "with one basis left in every layer and one channel in every group that has scores"
-        raise BudgetError(tally.impossible(budget, left))
-    kept_bases = {name: sorted(order[name][0][:, : kept_slots[name]].reshape(-1).tolist()) for name in order}
-    return kept_bases, {n: [p for p in range(len(free[n].units)) if p not in gone[n]] for n in channel_scores}
+        raise BudgetError(tally.impossible(left))
+    kept_bases = {n: sorted(order[n][0][:, : queue.left].reshape(-1).tolist()) for n, queue in bases.items()}
+    return kept_bases, {name: sorted(queue.order[queue.gone :]) for name, queue in channels.items()}
 
 
-def _ratio(score: float, saving: float) -> float:
-    return score / saving if saving > 0 else float("inf")
+class _Queue:
+    """Units that save the same, in the order in which they go; the last one stays."""
+
+    def __init__(self, tally: Tally, scores: Sequence[float]) -> None:
+        self.tally, self.scores, self.gone = tally, scores, 0
+
+    @property
+    def left(self) -> int:
+        """How many units are left."""
+        return len(self.scores) - self.gone
+
+    @property
+    def waiting(self) -> bool:
+        """Whether one more can go."""
+        return self.left > 1
+
+    def ratio(self) -> float:
+        """Return the score of the next one for what it saves now."""
+        saving = self._saving()
+        return self.scores[self.gone] / saving if saving > 0 else float("inf")
+
+    def advance(self) -> None:
+        """Let the next one go."""
+        self._remove()
+        self.gone += 1
+
+    def _saving(self) -> float:
+        raise NotImplementedError
+
+    def _remove(self) -> None:
+        raise NotImplementedError
+
+
+class _BasisQueue(_Queue):
+    def __init__(self, tally: Tally, name: str, groups: int, falling: torch.Tensor) -> None:
+        super().__init__(tally, falling.flip(0).tolist())
+        self.name, self.groups = name, groups
+
+    def _saving(self) -> float:
+        return self.tally.basis_price(self.name) * self.groups
+
+    def _remove(self) -> None:
+        self.tally.remove_bases(self.name, self.groups)
+
+
+class _ChannelQueue(_Queue):
+    def __init__(self, tally: Tally, units: Sequence[Mapping[Side, Sequence[int]]], scores: torch.Tensor) -> None:
+        rising = scores.detach().cpu().double().sort(stable=True)
+        super().__init__(tally, rising.values.tolist())
+        self.units, self.order = units, rising.indices.tolist()
+
+    def _saving(self) -> float:
+        return self.tally.saving(self.units[self.order[self.gone]])
+
+    def _remove(self) -> None:
+        self.tally.remove(self.units[self.order[self.gone]])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.networks.layers.factories import Conv
 from torch import nn
 
 from .basis_scaling import BasisScalingConv
@@ -53,25 +53,28 @@ class DecomposedLayer(nn.Module):
         bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]  # and this attribute
         self._take_geometry(layer)
         rows, columns = self.out_channels // self.groups, weight[0].numel()
-        self.max_rank = self.groups * min(rows, columns)
-        rank = self.max_rank if rank is None else rank
-        if rank < self.groups or rank > self.max_rank or rank % self.groups:
+        max_rank = self.groups * min(rows, columns)
+        rank = max_rank if rank is None else rank
+        if rank < self.groups or rank > max_rank or rank % self.groups:
             raise ValueError(
-                f"rank must be a multiple of groups={self.groups} from {self.groups} to {self.max_rank}, got {rank}."
+                f"rank must be a multiple of groups={self.groups} from {self.groups} to {max_rank}, got {rank}."
             )
-        self.weight_requires_grad = weight.requires_grad
-        self.original_parameters = weight.numel() + (0 if bias is None else bias.numel())
-        self.kept_bases = list(range(rank))
+        vars(self).update(
+            max_rank=max_rank,
+            weight_requires_grad=weight.requires_grad,
+            original_parameters=weight.numel() + (0 if bias is None else bias.numel()),
+            kept_bases=list(range(rank)),
+        )
+        self.basis = self._sized(layer, self.in_channels, rank)
         # on the meta device nothing is allocated and no random number is drawn: the values come below
-        self.basis = self._basis_layer(rank)
         self.scaling = BasisScalingConv(
             len(self.kernel_size), rank, self.out_channels, self.groups, bias is not None, torch.device("meta")
         )
         device, dtype = weight.device, weight.dtype
         if factors is None:
-            self.to(dtype).to_empty(device=device)
+            self.basis.weight = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
             self.basis.reset_parameters()
-            self.scaling.reset_parameters()
+            self.scaling.to(dtype).to_empty(device=device).reset_parameters()
             values = self.basis.weight.detach()
         else:
             values = factors.basis.to(device, dtype)
@@ -82,12 +85,17 @@ class DecomposedLayer(nn.Module):
         self.basis.weight = nn.Parameter(values.contiguous(memory_format=memory_format(weight)), requires_grad=False)
         if bias is not None:
             self.scaling.bias = nn.Parameter(bias.detach().to(device, dtype).clone(), requires_grad=bias.requires_grad)
-        self.train(layer.training)
+        for module in (self, self.basis, self.scaling):
+            module.training = layer.training
 
     if TYPE_CHECKING:  # TorchScript would read them as types of its own
         in_channels: int
         out_channels: int
         groups: int
+        max_rank: int
+        original_parameters: int
+        weight_requires_grad: bool
+        kept_bases: list[int]
         means: torch.Tensor | None
         kernel_size: tuple[int, ...]
         basis: Any
@@ -95,16 +103,8 @@ class DecomposedLayer(nn.Module):
     def _take_geometry(self, layer: nn.Module) -> None:
         raise NotImplementedError
 
-    def _basis_layer(self, rank: int) -> nn.Module:
-        """Return the first of the two layers, on the meta device."""
-        raise NotImplementedError
-
-    def _scaling_layer(self, rank: int, bias: bool) -> nn.Module:
-        """Return the ordinary layer that stands for the second of the two, on the meta device."""
-        raise NotImplementedError
-
-    def _whole_layer(self, bias: bool) -> nn.Module:
-        """Return a layer like the one that was replaced, on the meta device."""
+    def _sized(self, layer: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
+        """Return an ordinary layer with the attributes of another, channels of its own and no parameters yet."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -151,11 +151,12 @@ class DecomposedLayer(nn.Module):
         factors = self.scaling.scaling_factors.detach().to("cpu", torch.float64).reshape(self.groups, 1, -1)
         scaling = (grouped * factors).reshape(self.scaling.weight.shape)
         if self.splits() if split is None else split:
-            first, last = self._basis_layer(self.rank()), self._scaling_layer(self.rank(), bias is not None)
+            first = self._sized(self.basis, self.in_channels, self.rank())
+            last = self._sized(_example(type(self.basis)), self.rank(), self.out_channels)  # type: ignore[arg-type]
             plain: nn.Module = nn.Sequential(first, last)
             weights = [(first, self.basis.weight.detach().clone()), (last, scaling.to(self.basis.weight))]
         else:
-            plain = last = self._whole_layer(bias is not None)
+            plain = last = self._sized(self.basis, self.in_channels, self.out_channels)
             weights = [(last, reconstruct(self.basis.weight, scaling, self.groups))]
         for layer, weight in weights:
             values = weight.contiguous(memory_format=memory_format(self.basis.weight))
@@ -218,41 +219,48 @@ class DecomposedLayer(nn.Module):
         self.basis.out_channels = self.scaling.in_channels = rank
 
 
-def _bare(kind: type[nn.Module]) -> Any:
-    """Return a type of layer that starts without values: to draw those that nothing holds takes most of the time."""
-    return type(f"Bare{kind.__name__}", (kind,), {"reset_parameters": lambda self: None})
+@cache
+def _example(kind: type[nn.Module]) -> nn.Module:
+    """Return a layer of one of the supported types; a convolution has a kernel of size 1."""
+    return kind(1, 1, device="meta", **({} if kind is nn.Linear else {"kernel_size": 1}))
 
 
-_BARE = {dims: _bare(kind) for dims, kind in enumerate(SUPPORTED_CONVOLUTIONS, start=1)}
+@cache
+def _own_attributes(kind: type[nn.Module]) -> dict[str, Any]:
+    """Return what a layer of one of the supported types holds beside what any module does, parameters left out."""
+    example = _example(kind)  # type: ignore[arg-type]
+    return {name: value for name, value in vars(example).items() if name not in vars(nn.Module())}
+
+
+def _layer_like(layer: nn.Module, **changes: Any) -> nn.Module:
+    """Return a layer with the attributes of another and some changes, without parameters and hooks.
+
+    To construct it in the usual way would take several times as long, most of it for random values.
+    """
+    kind: Any = next(supported for supported in SUPPORTED_LAYERS if isinstance(layer, supported))
+    new: nn.Module = kind.__new__(kind)
+    nn.Module.__init__(new)
+    own = _own_attributes(kind)
+    vars(new).update({name: vars(layer).get(name, value) for name, value in own.items()}, **changes)
+    new.register_parameter("weight", None)
+    new.register_parameter("bias", None)
+    return new
+
+
+_GEOMETRY = (
+    *("in_channels", "out_channels", "groups"),
+    *("kernel_size", "stride", "dilation", "padding", "padding_mode"),
+)
 
 
 class DecomposedConv(DecomposedLayer):
     """A convolution as basis filters and their scaling; see :class:`DecomposedLayer`."""
 
     def _take_geometry(self, layer: nn.Module) -> None:
-        conv: nn.Conv2d = layer  # type: ignore[assignment]  # any of the supported types has these attributes
-        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
-        self.padding, self.padding_mode = conv.padding, conv.padding_mode
+        vars(self).update((name, getattr(layer, name)) for name in _GEOMETRY)
 
-    def _new(self, in_channels: int, out_channels: int, bias: bool, whole_kernel: bool) -> nn.Module:
-        geometry: dict[str, Any] = {"kernel_size": 1}
-        if whole_kernel:
-            names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-            geometry = {name: getattr(self, name) for name in names}
-        kind = _BARE[len(self.kernel_size)]
-        layer = kind(in_channels, out_channels, groups=self.groups, bias=bias, device="meta", **geometry)
-        layer.__class__ = Conv[Conv.CONV, len(self.kernel_size)]
-        return layer
-
-    def _basis_layer(self, rank: int) -> nn.Module:
-        return self._new(self.in_channels, rank, bias=False, whole_kernel=True)
-
-    def _scaling_layer(self, rank: int, bias: bool) -> nn.Module:
-        return self._new(rank, self.out_channels, bias, whole_kernel=False)
-
-    def _whole_layer(self, bias: bool) -> nn.Module:
-        return self._new(self.in_channels, self.out_channels, bias, whole_kernel=True)
+    def _sized(self, layer: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
+        return _layer_like(layer, in_channels=in_channels, out_channels=out_channels, groups=self.groups)
 
 
 class DecomposedLinear(DecomposedLayer):
@@ -266,14 +274,8 @@ class DecomposedLinear(DecomposedLayer):
         self.kernel_size = self.stride = self.padding = self.dilation = ()
         self.padding_mode = "zeros"
 
-    def _basis_layer(self, rank: int) -> nn.Module:
-        return nn.Linear(self.in_channels, rank, bias=False, device="meta")
-
-    def _scaling_layer(self, rank: int, bias: bool) -> nn.Module:
-        return nn.Linear(rank, self.out_channels, bias=bias, device="meta")
-
-    def _whole_layer(self, bias: bool) -> nn.Module:
-        return nn.Linear(self.in_channels, self.out_channels, bias=bias, device="meta")
+    def _sized(self, layer: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
+        return _layer_like(layer, in_features=in_channels, out_features=out_channels)
 
     def tell_rank(self, rank: int) -> None:
         """Note the number of bases where the two halves tell it; the tensors are the caller's matter."""

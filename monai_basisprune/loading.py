@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import CacheDataset
 from monai.data.utils import set_rnd
 from torch.utils.data import Sampler
@@ -13,7 +15,7 @@ from torch.utils.data import Sampler
 from .distributed import from_first_process, process_count, process_rank
 from .errors import ConfigurationError
 
-__all__ = ["EpochBatches", "EveryNth", "SeededCacheDataset"]
+__all__ = ["EpochBatches", "EveryNth", "SeededCacheDataset", "seed_epoch"]
 
 
 class SeededCacheDataset(CacheDataset):
@@ -113,6 +115,36 @@ class EveryNth(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Yield the cases of this process."""
         yield from range(process_rank(), len(self.cases), process_count())
+
+
+def seed_epoch(loader: Any, seed: int | None, epoch: int) -> None:
+    """Let every random number that is drawn from now on follow from the seed and the epoch alone.
+
+    The generators of torch, numpy and Python are set, those that the loader and its sampler were given, and those of
+    the random transforms of the data set (with workers, MONAI's loader derives the latter from torch's). A data set and
+    a sampler with ``set_epoch`` are told the epoch instead.
+
+    Args:
+        loader: the loader of the epoch, or None.
+        seed: the seed of the run; None leaves the generators alone.
+        epoch: number of the epoch.
+    """
+    dataset, batches = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    parts = (loader, batches, getattr(batches, "sampler", None), getattr(loader, "sampler", None), dataset)
+    for part in parts:
+        if part is not None and hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+    if seed is None:
+        return
+    number = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002 - transforms of others draw from it
+    torch.manual_seed(number)
+    for part in parts:
+        if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+            generator.manual_seed(number)
+    if dataset is not None and not hasattr(dataset, "set_epoch"):
+        set_rnd(dataset, number)
 
 
 def _new_seed() -> int:

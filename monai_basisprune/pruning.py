@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from .budgets import Budget, NetworkCost, network_cost
+from .budgets import Budget, NetworkCost, network_cost, shortfall
 from .decomposition import decomposed_layers
 from .errors import BudgetError
 from .layers import DecomposedLayer, Slicer
@@ -72,35 +72,42 @@ def select_bases(network: nn.Module, scores: Mapping[str, torch.Tensor], budget:
         ValueError: if the scores do not fit the network or are not finite; all problems are listed.
         BudgetError: if the budget cannot be met; the message holds the largest one that can.
     """
-    return _select(network, scores, budget, None if budget.threshold is not None else network_cost(network, budget))
+    return _select(dict(decomposed_layers(network)), scores, budget, _costs(network, budget))
+
+
+def _costs(network: nn.Module, budget: Budget) -> dict[str, NetworkCost]:
+    """Return the network in each currency of a budget; a threshold has none."""
+    return {} if budget.threshold is not None else {part.quantity: network_cost(network, part) for part in budget.parts}
 
 
 def _select(
-    network: nn.Module, scores: Mapping[str, torch.Tensor], budget: Budget, cost: NetworkCost | None
+    layers: Mapping[str, DecomposedLayer],
+    scores: Mapping[str, torch.Tensor],
+    budget: Budget,
+    costs: Mapping[str, NetworkCost],
 ) -> dict[str, list[int]]:
-    layers = dict(decomposed_layers(network))
     check_scores(layers, scores)
-    order = {name: score_slots(layers[name], scores[name]) for name in scores}
-    candidates = sorted(
-        (score, -slot / len(slot_scores), name)
-        for name, (_, slot_scores) in order.items()
-        for slot, score in enumerate(slot_scores.tolist())
-        if slot > 0
-    )
-    keep = {name: len(slot_scores) for name, (_, slot_scores) in order.items()}
-    if cost is None:
-        for score, _, name in candidates:
-            keep[name] -= score < (budget.threshold or 0.0)
+    order = {name: score_slots(layers[name], scores[name]) for name in sorted(scores)}
+    slots = [slot_scores.numpy() for _, slot_scores in order.values()]
+    counts = np.array([len(slot_scores) for slot_scores in slots])
+    # the first slot of a layer, with its best bases, is no candidate
+    owner = np.repeat(np.arange(len(counts)), counts - 1)
+    share = np.concatenate([np.arange(1, count) / count for count in counts])
+    score = np.concatenate([slot_scores[1:] for slot_scores in slots])
+    falling = np.lexsort((owner, -share, score))  # the last key counts most
+    left = {}  # in each currency, with none to all of the candidates removed
+    for quantity, cost in costs.items():
+        savings = np.concatenate([np.diff(cost.layers[name])[1:] for name in order])[falling]
+        left[quantity] = np.subtract.accumulate(np.concatenate([[cost.total], savings]))
+    if budget.threshold is not None:
+        removed = int((score < budget.threshold).sum())
     else:
-        left = cost.total
-        for _, _, name in candidates:
-            if left <= cost.allowed:
-                break
-            left -= cost.saving(name, keep[name])
-            keep[name] -= 1
-        if left > cost.allowed:
-            raise BudgetError(_impossible(budget, cost, left))
-    return {name: sorted(order[name][0][:, : keep[name]].reshape(-1).tolist()) for name in order}
+        met = np.all([left[quantity] <= cost.allowed for quantity, cost in costs.items()], axis=0)
+        removed = int(met.argmax()) if met.any() else len(falling)
+    _check_left(budget, costs, {quantity: counted[removed].item() for quantity, counted in left.items()})
+    keep = counts - np.bincount(owner[falling[:removed]], minlength=len(counts))
+    kept = dict(zip(order, keep.tolist(), strict=True))
+    return {name: order[name][0][:, : kept[name]].reshape(-1).sort().values.tolist() for name in scores}
 
 
 def prune_(
@@ -135,23 +142,23 @@ def prune_(
         >>> 0.5 <= result.parameter_reduction < 0.55
         True
     """
-    cost = None if budget.threshold is not None else network_cost(network, budget)
-    kept = _select(network, scores, budget, cost)
+    costs, layers = _costs(network, budget), dict(decomposed_layers(network))
+    kept = _select(layers, scores, budget, costs)
     # what the budget itself has counted is not counted again, and all that can raise comes before the cut
-    parameters = cost if cost and budget.quantity == "parameters" else network_cost(network, Budget(parameters=0.0))
-    parameters_left = int(_left(network, parameters, kept))
+    parameters = costs.get("parameters") or network_cost(network, Budget(parameters=0.0))
+    parameters_left = int(_left(layers, parameters, kept))
     macs = macs_left = latency_reduction = None
     if budget.input_shape is not None:
         nothing = Budget(macs=0.0, input_shape=budget.input_shape)
-        macs = cost if cost and budget.quantity == "macs" else network_cost(network, nothing)
-        macs_left = int(_left(network, macs, kept))
-    if cost is not None and budget.latency is not None:
-        latency_reduction = cost.reduction(_left(network, cost, kept))
+        macs = costs.get("macs") or network_cost(network, nothing)
+        macs_left = int(_left(layers, macs, kept))
+    if "latency" in costs:
+        latency_reduction = costs["latency"].reduction(_left(layers, costs["latency"], kept))
     removed = keep_bases_(network, kept, optimizer)
     return PruneResult(
         kept=kept,
         removed_bases=removed,
-        bases=sum(layer.rank() for _, layer in decomposed_layers(network)),
+        bases=sum(layer.rank() for layer in layers.values()),
         parameters=parameters_left,
         parameter_reduction=parameters.reduction(parameters_left),
         macs=macs_left,
@@ -199,21 +206,15 @@ def check_budget(network: nn.Module, budget: Budget) -> None:
     Raises:
         BudgetError: if it cannot; the message holds the largest budget that can.
     """
-    if budget.threshold is None:
-        cost = network_cost(network, budget)
-        least = _left(network, cost, {name: range(layer.groups) for name, layer in decomposed_layers(network)})
-        if least > cost.allowed:
-            raise BudgetError(_impossible(budget, cost, least))
+    costs, layers = _costs(network, budget), dict(decomposed_layers(network))
+    fewest = {name: range(layer.groups) for name, layer in layers.items()}
+    _check_left(budget, costs, {quantity: _left(layers, cost, fewest) for quantity, cost in costs.items()})
 
 
-def _left(network: nn.Module, cost: NetworkCost, kept: Mapping[str, Sequence[int]]) -> float:
+def _left(layers: Mapping[str, DecomposedLayer], cost: NetworkCost, kept: Mapping[str, Sequence[int]]) -> float:
     """Return what the network will cost when these bases are left."""
-    return cost.total - sum(
-        cost.saving(name, slots)
-        for name, layer in decomposed_layers(network)
-        if name in kept
-        for slots in range(layer.rank() // layer.groups, len(kept[name]) // layer.groups, -1)
-    )
+    tables = {name: cost.layers[name] for name in kept}
+    return cost.total - sum(table[-1] - table[len(kept[name]) // layers[name].groups] for name, table in tables.items())
 
 
 def check_scores(layers: Mapping[str, DecomposedLayer], scores: Mapping[str, torch.Tensor]) -> None:
@@ -238,15 +239,14 @@ def score_slots(layer: DecomposedLayer, scores: torch.Tensor) -> tuple[torch.Ten
     return falling.indices + offset, falling.values.mean(dim=0)
 
 
-def _impossible(budget: Budget, cost: NetworkCost, least: float) -> str:
-    largest = math.floor(cost.reduction(least) * 1e4) / 1e4
-    # seconds have no whole numbers worth printing
-    left, whole = (f"{n * 1e3:.2f} ms" if budget.latency is not None else f"{n:,}" for n in (least, cost.original))
-    return (
-        f"{budget} cannot be met: with one basis left in every layer, {left} of the original {whole} "
-        f"{budget.quantity} remain. The largest that can be met is {budget.quantity}={largest}; ask "
-        f"for less, or decompose more layers (see layer_status)."
-    )
+def _check_left(budget: Budget, costs: Mapping[str, NetworkCost], left: Mapping[str, float]) -> None:
+    """Raise a BudgetError with the largest budget that can be met, unless what is left meets this one."""
+    missing = shortfall(costs, left)
+    if missing:
+        raise BudgetError(
+            f"{budget} cannot be met: with one basis left in every layer, {missing}; ask for less, or decompose more "
+            f"layers (see layer_status)."
+        )
 
 
 def hand_over(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, slicer: Slicer) -> None:

@@ -12,7 +12,6 @@ from torch import nn
 
 from .budgets import Budget
 from .channel_graph import ChannelGroup
-from .channel_selection import Tally
 from .channel_trial import Side
 from .channels import cut_channels_, prune_channels_
 from .decomposition import decomposed_layers
@@ -21,6 +20,7 @@ from .errors import BudgetError, ConfigurationError
 from .joint_pruning import JointResult, prune_jointly_
 from .pruning import PruneResult, check_budget, keep_bases_, prune_
 from .structure import kept_parts, positions_of, removed_of, structure_of
+from .tally import Tally
 
 __all__ = ["ChannelScores", "CollectsGradients", "RoundPruner", "RoundScores", "Scores"]
 
@@ -180,8 +180,8 @@ class RoundPruner:
         if self.channel_importance is None or not scores.channels:
             result = prune_(self.network, scores.bases, budget, self.optimizer)
         elif channel_budget is None:
-            shape = self.channel_importance.input_shape
-            result = prune_jointly_(self.network, scores.bases, scores.channels, budget, shape, self.optimizer)
+            shape, groups = self.channel_importance.input_shape, self.channel_importance.groups
+            result = prune_jointly_(self.network, scores.bases, scores.channels, budget, shape, self.optimizer, groups)
         else:
             shape = self.channel_importance.input_shape
             bases = prune_(self.network, scores.bases, budget, self.optimizer)
@@ -243,7 +243,7 @@ def _check_with_channels(
     """Check that a budget can be met with one channel left in each group and, if they go, one basis in each layer."""
     if budget.quantity == "threshold" and not jointly:
         return
-    if budget.quantity not in ("parameters", "macs"):
+    if not budget.shares.keys() <= {"parameters", "macs"}:
         raise BudgetError(f"{budget} is not one of bases and channels together: ask for a share of parameters or macs.")
     tally = Tally(network, budget, importance.input_shape)
     for name, layer in decomposed_layers(network) if bases else ():
@@ -251,6 +251,6 @@ def _check_with_channels(
     for group in importance.groups:
         for unit in group.units[1:]:
             tally.remove(unit)
-    if tally.left > tally.cost.allowed:
+    if not tally.met:
         least = "with one basis left in every layer and one channel in every group"
-        raise BudgetError(tally.impossible(budget, least if bases else "with one channel left in every group"))
+        raise BudgetError(tally.impossible(least if bases else "with one channel left in every group"))

@@ -51,7 +51,12 @@ class SearchRounds:
         quantities = {one.quantity for one in budgets}
         if len(quantities) != 1:
             raise ConfigurationError(f"The budgets of a search must all be of one quantity, got {sorted(quantities)}.")
-        self.search = MetricSearch(budget, [getattr(one, one.quantity) for one in budgets], rule, bisections)
+        unequal = [str(one) for one in budgets if len(set(one.shares.values())) > 1]
+        if unequal:
+            raise ConfigurationError(
+                f"A search tries one share after another, so give both quantities the same: {unequal}"
+            )
+        self.search = MetricSearch(budget, [one.share for one in budgets], rule, bisections)
         self.on_small_validation = on_small_validation
         self.confidence = confidence
         self._budget = budgets[0]
@@ -120,7 +125,7 @@ class SearchRounds:
                 held, scores = True, self._scores
             if target is None:
                 return None
-            share: dict[str, Any] = {self._budget.quantity: target}
+            share: dict[str, Any] = dict.fromkeys(self._budget.shares, target)
             before = structure_of(network)
             result = pruner.cut(replace(self._budget, **share), scores)
             after = structure_of(network)

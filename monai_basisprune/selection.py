@@ -24,13 +24,21 @@ _WEIGHT_READERS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.Transf
 
 def decomposable_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield decomposed layers, convolutions of any kind and linear layers, without looking inside decomposed ones."""
-    inside: set[nn.Module] = set()
-    for name, module in network.named_modules():
+    seen: set[nn.Module] = set()
+    waiting = [("", network)]
+    while waiting:
+        name, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if isinstance(module, (DecomposedLayer, _ConvNd, nn.Linear)):
+            yield name, module
         if isinstance(module, DecomposedLayer):
-            inside.update(module.modules())
-            yield name, module
-        elif isinstance(module, (_ConvNd, nn.Linear)) and module not in inside:
-            yield name, module
+            seen.update(module.modules())
+        else:
+            prefix = f"{name}." if name else ""
+            children = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
+            waiting.extend(reversed(children))
 
 
 def linear_layers(network: nn.Module) -> list[str]:

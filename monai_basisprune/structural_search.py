@@ -15,7 +15,6 @@ from .activation import Moments, image_batches, raise_problems
 from .budgets import Budget, network_cost
 from .channel_compensation import refit_inputs_
 from .channel_graph import ChannelGroup, channel_groups
-from .channel_selection import Tally
 from .channel_slices import channel_count, group_count
 from .channel_trial import removed_slots
 from .channels import cut_channels_, verify_cut
@@ -25,6 +24,7 @@ from .errors import BudgetError
 from .layers import DecomposedLayer
 from .pruning import keep_bases_
 from .reconstruction import RemovalCurve, feature_moment, measure_features, removal_curves
+from .tally import Tally
 
 __all__ = ["SearchIteration", "StructureResult", "prune_by_reconstruction_"]
 
@@ -120,7 +120,7 @@ def prune_by_reconstruction_(
         raise ValueError(f"step must be above 0 and at most 1, got {step}.")
     if not (ridge > 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a positive number, got {ridge}.")
-    if budget.quantity not in ("parameters", "macs"):
+    if not budget.shares.keys() <= {"parameters", "macs"}:
         raise BudgetError(f"{budget} is none that a structural search meets: ask for a share of parameters or of macs.")
     groups = _free_groups(network, input_shape)
     shape = tuple(input_shape or budget.input_shape or ())
@@ -132,7 +132,7 @@ def prune_by_reconstruction_(
     iterations: list[SearchIteration] = []
     while True:
         tally = Tally(network, budget, shape)
-        if tally.left <= tally.cost.allowed:
+        if tally.met:
             break
         moments = measure_features(network, groups, batches)
         parts = removal_curves(network, groups, moments, lost, step, ridge)
@@ -172,9 +172,9 @@ def _check_budget(network: nn.Module, budget: Budget, groups: Sequence[ChannelGr
             tally.remove(unit)
     for name, layer in decomposed_layers(network):
         tally.remove_bases(name, layer.rank() - layer.groups)
-    if tally.left > tally.cost.allowed:
+    if not tally.met:
         least = "with one basis left in every layer" + (" and one channel in every group" if groups else "")
-        raise BudgetError(tally.impossible(budget, least))
+        raise BudgetError(tally.impossible(least))
 
 
 def _chosen(
@@ -193,7 +193,7 @@ def _chosen(
     removals: dict[str, list[int]] = {}
     for loss, number in events:
         part = parts[number]
-        if tally.left <= tally.cost.allowed or room <= 0:
+        if tally.met or room <= 0:
             break
         removed = removals.setdefault(part.key, [])
         if part.key in units:

@@ -23,6 +23,16 @@ def test_exactly_one_quantity_is_kept_and_shown(quantity):
     assert eval(repr(budget), {"Budget": mbp.Budget}) == budget
 
 
+def test_parameters_and_macs_are_one_budget_of_two_parts():
+    budget = mbp.Budget(parameters=0.5, macs=0.25, input_shape=(1, 8, 8))
+    assert (budget.quantity, budget.share) == ("parameters and macs", 0.25)
+    assert [(part.quantity, part.share, part.input_shape) for part in budget.parts] == [
+        ("parameters", 0.5, (1, 8, 8)),
+        ("macs", 0.25, (1, 8, 8)),
+    ]
+    assert mbp.Budget(bases=0.5).parts == (mbp.Budget(bases=0.5),)
+
+
 def test_a_budget_is_frozen_and_takes_lists_from_json():
     budget = mbp.Budget(macs=0, input_shape=[1, 8, 8])
     assert budget.input_shape == (1, 8, 8)
@@ -34,7 +44,8 @@ def test_a_budget_is_frozen_and_takes_lists_from_json():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "exactly one of parameters, macs, latency, bases, threshold and auc_margin, got none of them"),
+        ({}, "one of parameters, macs, latency, bases, threshold and auc_margin, or parameters and macs together"),
+        ({}, "got none of them"),
         ({"parameters": 0.5, "bases": 0.25}, "got {'parameters': 0.5, 'bases': 0.25}"),
         ({"parameters": 1}, "Budget(parameters=...) is the share to remove, at least 0 and below 1, got 1"),
         ({"parameters": 90}, "at least 0 and below 1, got 90"),
@@ -45,6 +56,8 @@ def test_a_budget_is_frozen_and_takes_lists_from_json():
         ({"parameters": "0.5"}, "Budget(parameters=...) takes a number, got '0.5'"),
         ({"parameters": True}, "Budget(parameters=...) takes a number, got True"),
         ({"macs": 0.5}, "Budget(macs=...) needs input_shape as well"),
+        ({"parameters": 0.5, "macs": 0.5}, "Budget(macs=...) needs input_shape as well"),
+        ({"parameters": 0.5, "macs": 1.5, "input_shape": (1, 8, 8)}, "Budget(macs=...) is the share to remove"),
         ({"latency": 0.5}, "Budget(latency=...) needs input_shape as well"),
         ({"latency": 1.5, "input_shape": (1, 8, 8)}, "at least 0 and below 1, got 1.5"),
     ],

@@ -486,7 +486,10 @@ def test_a_cohort_that_cannot_be_used_is_refused(
         ({"pretrained": "imagnet"}, "--pretrained must be 'imagenet', 'synthetic' or the path of a checkpoint"),
         ({"pretrained": "__checkpoint__", "targets": [0.9, 0.5]}, "targets must be a list of rising numbers"),
         ({"pretrained": "__checkpoint__", "targets": [50]}, "is the share to remove, at least 0 and below 1, got 50"),
-        ({"pretrained": "__checkpoint__", "budget": "flops"}, "budget must be parameters, macs, bases or threshold"),
+        (
+            {"pretrained": "__checkpoint__", "budget": "flops"},
+            "budget must be parameters, macs, parameters and macs, bases or threshold",
+        ),
         ({"pretrained": "__checkpoint__", "target_modules": ["features.conv9"]}, "features.conv9"),
     ],
 )

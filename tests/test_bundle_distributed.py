@@ -32,7 +32,11 @@ def test_processes_join_before_anything_is_prepared(bundle: str) -> None:
     content: dict[str, Any] = json.loads(
         (ROOT / "bundles" / f"{bundle}_classification" / "configs" / "multi_gpu.json").read_text(encoding="utf-8")
     )
-    assert content["initialize"] == ["$@start", "$@device"]
+    assert content["initialize"] == [
+        "$@start",
+        "$@device",
+        "$monai_basisprune.workflow.keep_one_tracked_config()",
+    ]
     assert "start_processes" in content["device"]
     assert content["finalize"] == ["$monai_basisprune.distributed.end_processes()"]
 

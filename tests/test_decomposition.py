@@ -243,12 +243,13 @@ def test_what_is_left_alone_goes_on_to_work(case):
     assert relative_error(mbp.recompose(mbp.decompose(network))(x), network(x)) <= 1e-5
 
 
+@pytest.mark.parametrize("layer", [lambda: nn.Conv2d(4, 4, 3), lambda: nn.Linear(8, 8)], ids=["convolution", "linear"])
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=["weight norm", "spectral norm"])
-def test_old_norms_of_weights_are_left_alone_after_a_forward_pass(norm):
+def test_old_norms_of_weights_are_left_alone_after_a_forward_pass(norm, layer):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        network = nn.Sequential(norm(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3)).eval()
+        network = nn.Sequential(norm(layer()), nn.Conv2d(4, 4, 3)).eval()
     x = torch.randn(1, 4, 8, 8)
     wanted = network(x)
     decomposed = mbp.decompose(network)
@@ -725,3 +726,32 @@ def test_a_copy_shares_nothing_with_the_network_and_keeps_what_its_buffers_share
     assert not network.norm._forward_hooks
     assert "more" not in network.norm._buffers
     assert "more" not in network.norm._non_persistent_buffers_set
+
+
+class Counting(nn.Module):
+    """A module that is copied in a way of its own, and refers to another one outside its children."""
+
+    def __init__(self, watched: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.BatchNorm2d(2)
+        self.watched = [watched]
+        self.copies = 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Counting:
+        new = Counting(copy.deepcopy(self.watched[0], memo))
+        new.inner, new.copies = copy.deepcopy(self.inner, memo), self.copies + 1
+        return new
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def test_a_module_with_a_way_to_be_copied_is_copied_that_way():
+    convolution = nn.Conv2d(1, 2, 3)
+    network = nn.Sequential(convolution, Counting(convolution))
+    copied = mbp.decompose(network)
+    assert (network[1].copies, copied[1].copies) == (0, 1)
+    assert copied[1].watched[0] is copied[0]
+    assert isinstance(copied[0], mbp.DecomposedConv)
+    copied[1].inner.weight.data.zero_()
+    assert bool((network[1].inner.weight == 1).all())

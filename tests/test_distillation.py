@@ -37,6 +37,25 @@ def test_before_start_it_is_the_plain_loss():
     assert torch.equal(mbp.DistillationLoss(weighted)(outputs, labels), weighted(outputs, labels))
 
 
+def test_while_it_rests_it_is_the_plain_loss_and_the_unpruned_network_is_not_run():
+    network, (x, labels) = mbp.decompose(decided_classifier()), batch()
+    loss = mbp.DistillationLoss()
+    loss.start(network)
+    passes = []
+    loss.reference.register_forward_hook(lambda *_: passes.append(1))
+    halved(network).train()
+    loss.resting = True
+    outputs = network(x)
+    assert torch.equal(loss(outputs, labels), nn.functional.cross_entropy(outputs, labels))
+    assert passes == []
+    loss.resting = False
+    with pytest.raises(ValueError, match="found no images"):  # those of the batch before are gone
+        loss(outputs, labels)
+    outputs = network(x)
+    assert not torch.equal(loss(outputs, labels), nn.functional.cross_entropy(outputs, labels))
+    assert passes == [1]
+
+
 @pytest.mark.parametrize(("weight", "temperature"), [(0.9, 2.0), (0.5, 1.0), (1.0, 4.0), (0.0, 2.0)])
 def test_loss_is_the_sum_done_by_hand(weight, temperature):
     original, (x, labels) = decided_classifier().eval(), batch()

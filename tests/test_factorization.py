@@ -208,3 +208,19 @@ def test_weights_of_more_rows_than_one_block_of_the_gram_matrix(rows):
         torch.testing.assert_close(again, one, rtol=0, atol=1e-10)
         norms = factors.scaling.reshape(2, rows, -1).norm(dim=1)
         torch.testing.assert_close(norms, singular_values(one, 2), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_of_small_singular_values_are_orthonormal_as_those_of_large_ones(groups):
+    # both sides of the share above which they are computed in float32
+    generator = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(groups, 64, 64, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(groups, 180, 64, generator=generator, dtype=torch.float64)).Q
+    values = 10.0 ** torch.linspace(0, -3.5, 64, dtype=torch.float64)
+    weight = ((left * values) @ right.transpose(1, 2)).float().reshape(groups * 64, 20, 3, 3)
+    factors = factorize(weight, groups)
+    rows = factors.basis.double().reshape(groups, 64, 180)
+    assert (rows @ rows.transpose(1, 2) - torch.eye(64)).abs().max() <= 1e-6
+    norms = factors.scaling.double().reshape(groups, 64, 64).norm(dim=1)
+    torch.testing.assert_close(norms, values.expand(groups, -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(reconstruct(factors.basis, factors.scaling, groups), weight, rtol=0, atol=2e-7)

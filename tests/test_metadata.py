@@ -211,6 +211,7 @@ def test_every_documented_setting_exists_and_every_setting_is_documented() -> No
         "network",
         "decomposed_network",
         "basis_data",
+        "preprocessing",
     }
 
 

@@ -182,7 +182,8 @@ LOWER_ROOMS = {
     "channel_graph": {
         *("channel_scaling_layer", "channel_slices", "channel_trial", "decomposition", "forward", "layers", "errors"),
     },
-    "channel_selection": {"budgets", "channel_graph", "channel_slices", "channel_trial", "errors"},
+    "channel_selection": {"budgets", "channel_graph", "tally", "errors"},
+    "tally": {"budgets", "channel_slices", "channel_trial", "layers"},
     "channel_importance": {"channel_graph", "channel_slices", "distributed", "errors", "importance"},
     "channels": {
         *("budgets", "channel_graph", "channel_selection", "channel_slices", "channel_trial", "forward", "layers"),
@@ -191,7 +192,7 @@ LOWER_ROOMS = {
     "activation": {"factorization", "forward", "errors"},
     "joint_pruning": {
         *("budgets", "channel_graph", "channel_selection", "channel_slices", "channel_trial", "channels", "layers"),
-        *("decomposition", "pruning", "errors"),
+        *("decomposition", "pruning", "tally", "errors"),
     },
     "decomposition": {"activation", "channel_slices", "factorization", "selection", "layers", "errors"},
     "layer_timing": {"decomposition", "forward", "latency", "layers"},
@@ -218,8 +219,8 @@ LOWER_ROOMS = {
         *("forward", "layers"),
     },
     "structural_search": {
-        *("activation", "budgets", "channel_compensation", "channel_graph", "channel_selection", "channel_slices"),
-        *("channel_trial", "channels", "decomposition", "elimination", "errors", "layers", "pruning", "reconstruction"),
+        *("activation", "budgets", "channel_compensation", "channel_graph", "channel_slices", "channel_trial"),
+        *("channels", "decomposition", "elimination", "errors", "layers", "pruning", "reconstruction", "tally"),
     },
     "budgets": {
         "channel_scaling_layer",
@@ -247,8 +248,8 @@ LOWER_ROOMS = {
     "bisection": set(),
     "search": {"bisection", "budgets", "curve", "errors"},
     "rounds": {
-        *("budgets", "channel_graph", "channel_selection", "channel_trial", "channels", "decomposition", "distributed"),
-        *("errors", "joint_pruning", "pruning", "structure"),
+        *("budgets", "channel_graph", "channel_trial", "channels", "decomposition", "distributed"),
+        *("errors", "joint_pruning", "pruning", "structure", "tally"),
     },
     "search_rounds": {
         *(
@@ -272,7 +273,7 @@ LOWER_ROOMS = {
     "distributed": {"errors"},
     "loading": {"distributed", "errors"},
     "reading": {"files"},
-    "checkpoints": {"errors", "files"},
+    "checkpoints": {"errors", "files", "reading"},
     "failures": set(),
     "redaction": set(),
     "distillation": {"recomposition"},

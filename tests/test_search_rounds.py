@@ -114,6 +114,18 @@ def test_targets_of_another_quantity_are_another_search():
         SearchRounds(MARGIN, [mbp.Budget(parameters=0.3), mbp.Budget(bases=0.5)])
 
 
+def test_a_search_goes_by_one_share_of_parameters_and_macs():
+    network = mbp.decompose(tiny_classifier())
+    pruner = RoundPruner(network, mbp.SingularValueImportance(network))
+    rounds = SearchRounds(MARGIN, [mbp.Budget(parameters=0.4, macs=0.4, input_shape=(1, 8, 8))], "point")
+    point = CurvePoint(1, 14, 100, 100, 0.1, 0.1, {"auc": 0.9}, None)
+    result = rounds.advance(pruner, point, LABELS, PATIENTS)
+    assert min(result.parameter_reduction, result.mac_reduction) >= 0.4
+    unequal = mbp.Budget(parameters=0.4, macs=0.3, input_shape=(1, 8, 8))
+    with pytest.raises(mbp.ConfigurationError, match="give both quantities the same"):
+        SearchRounds(MARGIN, [unequal])
+
+
 # --- too few validation cases
 
 

@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.networks.nets import DenseNet
 from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 import monai_basisprune as mbp
 from monai_basisprune.data.image_files import place_pictures
-from monai_basisprune.inference import PICTURE_KEYS, read_deployment
+from monai_basisprune.inference import read_deployment
 from monai_basisprune.report import load_study, validate_study
 from monai_basisprune.workflow.study_bundle import export_study_bundle
 
@@ -60,13 +59,13 @@ def run(run_id: str, names: Sequence[str], **overrides: Any) -> None:
         )
 
 
-def write_pictures(root: Path, count: int = 20) -> Path:
-    """Write pictures of three brightnesses, in folders, of several patients each."""
+def write_pictures(root: Path, count: int = 20, step: int = 30) -> Path:
+    """Write pictures of three brightnesses, which are further apart the larger the step, of several patients each."""
     rng = np.random.default_rng(0)
     for index, name in enumerate(NAMES):
         (root / name).mkdir(parents=True)
         for number in range(count):
-            values = rng.integers(0, 120, (16, 16)) + rng.integers(0, 60) + 30 * index
+            values = rng.integers(0, 120, (16, 16)) + rng.integers(0, 60) + step * index
             Image.fromarray(values.astype(np.uint8)).save(root / name / f"pat{number % 10}{name}_{number}.png")
     return root
 
@@ -147,7 +146,7 @@ def test_its_figures_are_those_of_the_network_that_is_shipped(result: tuple[str,
 
     run("run", ("inference",), dataset_dir=str(images), output_dir=str(output))
     with open(output / "predictions.csv", newline="") as file:
-        rows = {row["file_sha256"]: row for row in csv.DictReader(file)}
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
     files = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in images.rglob("*.png")}
     assert set(rows) == set(files)
     chances = {
@@ -175,8 +174,8 @@ def test_a_bundle_is_made_of_the_study(result: tuple[str, Path, Path], tmp_path:
     network = {**TINY["network_def"], "out_channels": 2 if kind == "multi" else 3}
     export_study_bundle(BUNDLE, output, new, {"network_def": network})
     assert "metadata" in verify_bundle(new, "min")
-    deployment = read_deployment(output, PICTURE_KEYS)
-    assert read_deployment(new / "models", PICTURE_KEYS) == deployment
+    deployment = read_deployment(output, "pictures")
+    assert read_deployment(new / "models", "pictures") == deployment
     assert json.loads((new / "configs" / "train.json").read_text())["label_kind"] == kind
     tables = []
     for root, folder in ((BUNDLE, output), (new, tmp_path / "nothing")):
@@ -192,9 +191,7 @@ def test_a_bundle_is_made_of_the_study(result: tuple[str, Path, Path], tmp_path:
             )
         tables.append([line.split(",") for line in file.read_text().splitlines()])
     assert (
-        tables[0][0]
-        == tables[1][0]
-        == ["file_sha256", *(f"probability_{n}" for n in deployment["class_names"]), "problem"]
+        tables[0][0] == tables[1][0] == ["case_id", *(f"probability_{n}" for n in deployment["class_names"]), "problem"]
     )
     assert len(tables[0]) == len(tables[1]) > 20
     for one, other in zip(tables[0][1:], tables[1][1:], strict=True):
@@ -294,92 +291,3 @@ def test_documented_settings_exist() -> None:
 @pytest.mark.parametrize("name", ["LICENSE", "configs/logging.conf", "docs/data_license.txt"])
 def test_the_bundle_is_complete(name: str) -> None:
     assert (BUNDLE / name).stat().st_size > 200
-
-
-# --- what only longer runs show
-
-NPZ = ROOT.parent / "shared" / "data" / "pneumoniamnist_28.npz"
-CLASSES_RUN = {
-    "image_size": 32,
-    "batch_size": 8,
-    "transfer_epochs": 1,
-    "epochs_per_round": 1,
-    "targets": [0.4],
-    "fractions": [0.4, 0.3, 0.3],
-    "audit_cases": 0,
-}
-
-
-def tiny_weights(folder: Path, outputs: int) -> dict[str, Any]:
-    network_def = {**TINY["network_def"], "out_channels": outputs}
-    arguments = {key: value for key, value in network_def.items() if key != "_target_"}
-    torch.save(DenseNet(**arguments).state_dict(), folder / "net.pt")
-    return {"pretrained": str(folder / "net.pt"), "network_def": network_def}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["single", "multi"])
-def test_repeats_of_several_classes_are_pooled_over_their_folds(tmp_path: Path, kind: str) -> None:
-    several = kind == "multi"
-    images = write_findings(tmp_path / "images") if several else write_pictures(tmp_path / "images")
-    run(
-        "repeat",
-        ("train", "prune", "repeat"),
-        dataset_dir=str(images),
-        output_dir=str(tmp_path / "output"),
-        repeats=3,
-        folds=3,
-        parallel=1,
-        label_kind=kind,
-        **CLASSES_RUN,
-        **tiny_weights(tmp_path, 2 if several else 3),
-    )
-    stability = json.loads((tmp_path / "output" / "stability.json").read_text())
-    assert stability["failed"] == []
-    assert stability["pooled"]["pruned"]["cases"] == 60
-    assert stability["pooled"]["pruned"]["patients"] is None
-    assert stability["pooled"]["difference"]["method"].startswith(
-        "paired mean of " + ("2 AUCs" if several else "3 AUCs")
-    )
-
-
-@pytest.mark.slow
-def test_the_mean_auc_of_classes_bounds_a_search(tmp_path: Path) -> None:
-    run(
-        "prune",
-        ("train", "prune"),
-        dataset_dir=str(write_pictures(tmp_path / "images")),
-        output_dir=str(tmp_path / "output"),
-        auc_margin=0.05,
-        bisections=1,
-        **CLASSES_RUN,
-        **tiny_weights(tmp_path, 3),
-    )
-    study = load_study(tmp_path / "output" / "study.json")
-    assert study["search"]["margin"] == 0.05
-    assert len(study["search"]["steps"]) >= 1
-    assert any("Of several classes, these are the numbers of one" in warning for warning in study["warnings"])
-
-
-@pytest.mark.slow
-@pytest.mark.real_data
-@pytest.mark.skipif(not NPZ.is_file(), reason="no shared data beside the checkout")
-def test_a_real_medmnist_file(tmp_path: Path) -> None:
-    settings = {
-        "dataset_dir": str(NPZ),
-        "output_dir": str(tmp_path / "output"),
-        **CLASSES_RUN,
-        **tiny_weights(tmp_path, 2),
-        "batch_size": 64,
-    }
-    with pytest.raises(Exception) as error:
-        run("prune", ("train", "prune"), **settings)
-    assert "hold the same image for several patients or sections" in str(own_error(error.value))
-    run("prune", ("train", "prune"), on_problem="skip", **settings)
-    study = load_study(tmp_path / "output" / "study.json")
-    cases = {name: study["data"]["splits"][name]["cases"] for name in ("training", "validation", "test")}
-    assert (3882 + 524 + 624) - sum(cases.values()) == 36  # 18 in groups that span sections, 18 plain copies
-    run("run", ("inference", "evaluate"), dataset_dir=str(NPZ), output_dir=str(tmp_path / "output"))
-    evaluation = json.loads((tmp_path / "output" / "evaluation.json").read_text())
-    assert evaluation["auc"]["cases"] == cases["test"]
-    assert evaluation["auc"]["auc"] == pytest.approx(study["test"]["pruned"]["auc"], abs=1e-6)

@@ -29,7 +29,7 @@ import monai_basisprune as mbp
 from monai_basisprune.data import read_volume, volume_transforms, write_synthetic_volumes
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.files import sha256_of
-from monai_basisprune.inference import read_volume_deployment
+from monai_basisprune.inference import read_deployment
 from monai_basisprune.report import load_study
 from monai_basisprune.workflow.study_bundle import export_study_bundle
 from monai_basisprune.workflow.study_network import export_study_network
@@ -145,7 +145,7 @@ def test_what_is_pruned_is_pruned_as_the_radiographs_are() -> None:
     chest = json.loads((ROOT / "bundles/chest_xray_classification/configs/prune.json").read_text())
     assert {key for key in {*own, *chest} if own.get(key) != chest.get(key)} == {"title", "input_shape", "study"}
     differ = {key for key in {*own["study"], *chest["study"]} if own["study"].get(key) != chest["study"].get(key)}
-    assert differ == {"settings", "preprocessing"}
+    assert differ == {"settings"}
 
 
 def test_settings_are_documented() -> None:
@@ -229,7 +229,7 @@ def test_no_name_of_a_file_or_patient_is_in_any_result(pruned: Path) -> None:
 
 
 def test_the_network_file_carries_how_volumes_are_prepared(pruned: Path, images: Path, tmp_path: Path) -> None:
-    deployment = read_volume_deployment(pruned)
+    deployment = read_deployment(pruned)
     assert deployment == {
         "volume_size": [16, 16, 16],
         "spacing": None,
@@ -271,7 +271,7 @@ def test_a_bundle_and_a_file_are_made_of_the_study(pruned: Path, images: Path, t
     new = tmp_path / "volumes_pruned"
     export_study_bundle(BUNDLE, pruned, new, network)
     assert "metadata" in verify_bundle(new, "regular")
-    assert read_volume_deployment(new / "models") == read_volume_deployment(pruned)
+    assert read_deployment(new / "models") == read_deployment(pruned)
     train = json.loads((new / "configs" / "train.json").read_text())
     assert train["volume_size"] == [16, 16, 16]  # as the network was trained, not as the source bundle has it
     for name, root, output in (("study", BUNDLE, pruned), ("bundle", new, tmp_path / "nothing")):
@@ -295,7 +295,7 @@ def test_a_bundle_and_a_file_are_made_of_the_study(pruned: Path, images: Path, t
     result = export_study_network(pruned, tmp_path / "network.ts", BUNDLE, network)
     assert result.format == "torchscript"
     shutil.copy(tmp_path / "network.ts", tmp_path / "model.ts")
-    assert read_volume_deployment(tmp_path) == read_volume_deployment(pruned)
+    assert read_deployment(tmp_path) == read_deployment(pruned)
 
 
 def test_the_evaluation_repeats_the_figures_of_the_run(pruned: Path, images: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from monai_basisprune.data.cohort import Case, Cohort, read_cohort
 from monai_basisprune.data.datalist import load_split, prepare_datalist, write_datalist
 from monai_basisprune.data.folds import divide_datalist
+from monai_basisprune.data.image_transforms import picture_transforms, radiograph_transforms
 from monai_basisprune.data.images import LoadPictured
 from monai_basisprune.data.radiograph import LoadRadiographd, RadiographInfo, read_radiograph
 from monai_basisprune.data.splits import fold_cohort, split_cohort
@@ -26,8 +27,10 @@ __all__ = [
     "divide_datalist",
     "fold_cohort",
     "load_split",
+    "picture_transforms",
     "prepare_datalist",
     "prepare_volume_datalist",
+    "radiograph_transforms",
     "read_cohort",
     "read_radiograph",
     "read_volume",

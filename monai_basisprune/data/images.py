@@ -1,4 +1,4 @@
-"""Reads a PNG or JPEG picture into numbers of one meaning: [0, 1], upright, channels first, gray or RGB."""
+"""Turns a PNG or JPEG picture into numbers of one meaning: [0, 1], upright, channels first, gray or RGB."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from monai_basisprune.data.elements import ImageProblemError
 from monai_basisprune.errors import CohortError, ConfigurationError
 
-__all__ = ["LoadPictured", "decode_picture", "to_channels"]
+__all__ = ["LoadPictured", "decode_picture", "scale_pixels", "to_channels"]
 
 FORMATS = ("PNG", "JPEG")
 MOST_PIXELS = 1 << 26
@@ -54,11 +54,7 @@ def decode_picture(content: bytes) -> npt.NDArray[np.float32]:
         raise ImageProblemError("is no PNG or JPEG picture, or its beginning is damaged") from None
     except Exception as error:  # the reader raises many types for a damaged header
         raise ImageProblemError(f"has a damaged header ({type(error).__name__}); export it again") from None
-    width, height = picture.size
-    if width * height > MOST_PIXELS:
-        raise ImageProblemError(_too_large(f"{width} x {height} pixels"))
-    if min(width, height) < _SMALLEST_SIDE:
-        raise ImageProblemError(f"has {width} x {height} pixels, too few for a picture")
+    _check_size(picture)
     count = getattr(picture, "n_frames", 1)
     if count > 1:
         raise ImageProblemError(f"holds {count} pictures, one file must be one picture")
@@ -71,6 +67,28 @@ def decode_picture(content: bytes) -> npt.NDArray[np.float32]:
         raise ImageProblemError(
             f"is truncated or damaged, its pixels cannot be decoded ({type(error).__name__}); export it again"
         ) from None
+
+
+def scale_pixels(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return pixels as :func:`decode_picture` returns those of a file that holds them.
+
+    Args:
+        pixels: uint8 or uint16 of shape (height, width), or uint8 of shape (height, width, 3).
+
+    Raises:
+        ImageProblemError: if they cannot be used.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    _check_size(picture)
+    return _numbers(picture)
+
+
+def _check_size(picture: Image.Image) -> None:
+    width, height = picture.size
+    if width * height > MOST_PIXELS:
+        raise ImageProblemError(_too_large(f"{width} x {height} pixels"))
+    if min(width, height) < _SMALLEST_SIDE:
+        raise ImageProblemError(f"has {width} x {height} pixels, too few for a picture")
 
 
 def _too_large(found: str) -> str:
@@ -119,10 +137,11 @@ def to_channels(image: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np
 
 
 class LoadPictured(MapTransform):
-    """Load PNG and JPEG files, from their paths.
+    """Load PNG and JPEG files from their paths, or take pixels that are loaded already.
 
     Args:
-        keys: keys of paths; the images take their places, float32 of shape (channels, height, width), 0 to 1.
+        keys: keys of paths, or of pixels as :func:`scale_pixels` takes them; the images take their places, float32 of
+            shape (channels, height, width), 0 to 1.
         channels: 1 for gray, 3 for RGB.
         allow_missing_keys: whether a key may be absent.
     """
@@ -134,11 +153,15 @@ class LoadPictured(MapTransform):
         self.channels = channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Load the files of all keys."""
+        """Load the pictures of all keys."""
         loaded = dict(data)
         for key in self.key_iterator(loaded):
+            source = loaded[key]
             try:
-                image = decode_picture(read_limited(Path(loaded[key])))
+                if isinstance(source, np.ndarray):
+                    image = scale_pixels(source)
+                else:
+                    image = decode_picture(read_limited(Path(source)))
             except (ImageProblemError, OSError) as error:
                 name = loaded.get("case_id", "unknown")
                 reason = str(error) if isinstance(error, ImageProblemError) else f"({type(error).__name__})"

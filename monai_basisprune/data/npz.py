@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from monai_basisprune.errors import CohortError
 
-__all__ = ["NpzSection", "read_npz", "write_pictures"]
+__all__ = ["NpzSection", "read_npz", "read_npz_images", "write_pictures"]
 
 SECTIONS = {"train": "training", "val": "validation", "test": "test"}
 MOST_BYTES = 1 << 31
@@ -43,35 +44,56 @@ def read_npz(path: Path) -> list[NpzSection]:
         CohortError: if it cannot be used, with every problem that its headers show, before any array is read.
     """
     wanted = [f"{section}_{part}" for section in SECTIONS for part in ("images", "labels")]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            problems = _archive_problems(entries)
-            if not problems:
-                problems = _header_problems(archive, entries, wanted)
-            if problems:
-                raise CohortError(f"The .npz file cannot be used. {_ADVICE}", problems)
-            arrays = {name: _read(archive, name) for name in wanted}
-    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
-        if isinstance(error, CohortError):
-            raise
-        raise CohortError(
-            f"The .npz file is damaged, or is none ({type(error).__name__}); download it again. {_ADVICE}"
-        ) from None
-    sections = []
+    arrays = _read_arrays(path, lambda held: wanted)
+    sections, problems = [], []
     for short, name in SECTIONS.items():
         images, labels = arrays[f"{short}_images"], arrays[f"{short}_labels"]
-        problems += _array_problems(short, images, labels)
+        problems += _image_problems(f"{short}_images", images) + _label_problems(short, images, labels)
         if not problems:
             labels = labels.astype(np.int64).reshape(len(labels), -1)
-            images = images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
-            sections.append(NpzSection(name, images, labels))
+            sections.append(NpzSection(name, _plain(images), labels))
     widths = {section.labels.shape[1] for section in sections}
     if not problems and len(widths) > 1:
         problems.append(f"the labels of its sections differ in the number of columns: {sorted(widths)}")
+    _refuse(problems)
+    return sections
+
+
+def read_npz_images(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read the images of a file alone, whatever else it holds: ``images`` and every array ``..._images``, by name.
+
+    Raises:
+        CohortError: if it cannot be used, with every problem that its headers show, before any array is read.
+    """
+    arrays = _read_arrays(path, lambda held: [name for name in held if name.split("_")[-1] == "images"])
+    _refuse([problem for name, images in arrays.items() for problem in _image_problems(name, images)])
+    return {name: _plain(images) for name, images in arrays.items()}
+
+
+def _read_arrays(path: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, npt.NDArray[Any]]:
+    """Read the arrays that are chosen among the names of those that the file holds, once their headers are sound."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _refuse(_archive_problems(entries))
+            wanted = choose([entry.filename.removesuffix(".npy") for entry in entries])
+            _refuse(_header_problems(archive, entries, wanted) if wanted else ["it has no array 'images'"])
+            return {name: _read(archive, name) for name in wanted}
+    except CohortError:
+        raise
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise CohortError(
+            f"The .npz file is damaged, or is none ({type(error).__name__}); download it again. {_ADVICE}"
+        ) from None
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise CohortError(f"The .npz file cannot be used. {_ADVICE}", problems)
-    return sections
+
+
+def _plain(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
 
 
 def write_pictures(section: NpzSection, folder: Path) -> list[Path]:
@@ -139,21 +161,29 @@ def _read(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
     return array
 
 
-def _array_problems(name: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> list[str]:
+def _image_problems(name: str, images: npt.NDArray[Any]) -> list[str]:
     problems = []
     if images.dtype.kind == "f" and not np.isfinite(images).all():
-        problems.append(f"array '{name}_images': holds NaN or infinite values")
+        problems.append(f"array '{name}': holds NaN or infinite values")
     if images.dtype not in (np.uint8, np.uint16) or (images.dtype == np.uint16 and images.ndim == 4):
-        problems.append(f"array '{name}_images': holds {images.dtype}, needed are uint8, or uint16 for gray")
+        problems.append(f"array '{name}': holds {images.dtype}, needed are uint8, or uint16 for gray")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         problems.append(
-            f"array '{name}_images': has shape {images.shape}, needed is (n, height, width) or (n, height, width, 3); "
+            f"array '{name}': has shape {images.shape}, needed is (n, height, width) or (n, height, width, 3); "
             "volumes belong to the bundle volume_classification"
         )
-    if not len(images) or len(images) != len(labels):
-        problems.append(f"section '{name}': has {len(images)} images and {len(labels)} labels")
+    if not images.size:
+        problems.append(f"array '{name}': holds no image")
+    return problems
+
+
+def _label_problems(section: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> list[str]:
+    problems = []
+    counts = [len(array) if array.ndim else 0 for array in (images, labels)]
+    if counts[0] != counts[1]:
+        problems.append(f"section '{section}': has {counts[0]} images and {counts[1]} labels")
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and not labels.shape[1]):
-        problems.append(f"array '{name}_labels': has shape {labels.shape}, needed is (n,), (n, 1) or (n, findings)")
+        problems.append(f"array '{section}_labels': has shape {labels.shape}, needed is (n,), (n, 1) or (n, findings)")
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
-        problems.append(f"array '{name}_labels': holds NaN or fractions, needed are whole numbers")
+        problems.append(f"array '{section}_labels': holds NaN or fractions, needed are whole numbers")
     return problems

@@ -36,12 +36,19 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     return shares
 
 
-def check_folds(folds: int, fold: int) -> None:
-    """Check the number of folds, and which of them is meant.
+def check_folds(folds: int | None, fold: int | None) -> None:
+    """Check the number of folds, and which of them is meant; None for both means no folds.
 
     Raises:
-        ConfigurationError: when there are fewer than 3, one for each section, or no such fold.
+        ConfigurationError: when only one is given, there are fewer than 3, one for each section, or no such fold.
     """
+    if folds is None and fold is None:
+        return
+    if folds is None or fold is None:
+        raise ConfigurationError(
+            f"folds and fold belong together: got folds {folds!r} and fold {fold!r}. Pass both, as in --folds 5 "
+            f"--fold 0, or run `repeat` for all of them."
+        )
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < len(SECTIONS):
         raise ConfigurationError(
             f"folds must be a whole number from {len(SECTIONS)}, one fold for the test, one for validation and the "

@@ -118,13 +118,14 @@ class PruningCurveHandler:
                 engine.state.metrics[name] = end
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the points and the unpruned network's scores as plain data, for a checkpoint."""
-        return {"points": self.curve.to_list(), "reference": dict(self.unpruned)}
+        """Return the points and the unpruned network's scores as plain data, for a checkpoint; not those given."""
+        return {"points": self.curve.to_list(), "reference": {} if self._fixed else dict(self.unpruned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.curve = PruningCurve.from_list(state["points"])
-        self.unpruned = dict(state["reference"])
+        if not self._fixed:
+            self.unpruned = dict(state["reference"])
 
 
 def _compared(predictions: Predictions) -> dict[str, list[Any]]:

@@ -59,16 +59,16 @@ class FailureHandler:
             probe.unlink()
         except OSError as error:
             raise ConfigurationError(
-                f"output_dir cannot be written to ({error.strerror or type(error).__name__}): change its permissions, "
-                f"make room, or pass --output_dir with another folder."
+                f"The folder of the results cannot be written to ({error.strerror or type(error).__name__}): "
+                f"change its permissions, make room, or name another one (in a bundle --output_dir)."
             ) from None
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.network.state_dict().values())
         needed = self.files * size
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise ConfigurationError(
-                f"output_dir has {free >> 20} MiB left, and the networks of this run may need {-(-needed >> 20)} MiB: "
-                f"make room, or pass --output_dir with a folder on another disk."
+                f"The folder of the results has {free >> 20} MiB left, and the networks of this run may need "
+                f"{-(-needed >> 20)} MiB: make room, or name a folder on another disk (in a bundle --output_dir)."
             )
         self._place = self._identity()
 
@@ -83,8 +83,8 @@ class FailureHandler:
         # what writes a file makes its folder, which would hide that the one with the earlier networks is gone
         if self._place is not None and self._identity() != self._place:
             raise BasisPruneError(
-                "output_dir is gone, or another folder than when the run started, as after a network drive was "
-                "disconnected; nothing more was written. Connect it again, or pass --output_dir with a local folder."
+                "The folder of the results is gone, or another one than when the run started, as after a network drive "
+                "was disconnected; nothing more was written. Connect it again, or let the results go to a local folder."
             )
 
     def _check_loss(self, engine: Engine) -> None:

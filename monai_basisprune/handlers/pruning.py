@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..budgets import Budget
+from ..budgets import Budget, network_cost
 from ..decomposition import layer_status
 from ..distillation import DistillationLoss
 from ..errors import ConfigurationError, PlanMismatchError
@@ -48,6 +48,7 @@ class PruningHandler:
             :class:`~monai_basisprune.rounds.RoundPruner`.
         distillation: the loss function of the trainer, which is started with the network before its first cut: from
             then on it learns from what it was.
+        distilled_from: the share of the parameters that has to be gone before it does so.
 
     Attributes:
         targets: what each round prunes to: ``budgets``, or those of channels where only these are cut.
@@ -69,12 +70,15 @@ class PruningHandler:
         channel_budgets: Sequence[Budget | Mapping[str, Any]] | None = None,
         compensation: Compensation | None = None,
         distillation: DistillationLoss | None = None,
+        distilled_from: float = 0.0,
     ) -> None:
         if transfer_epochs < 1 or epochs_per_round < 1:
             raise ValueError(
                 f"transfer_epochs and epochs_per_round must be at least 1, got {transfer_epochs} and "
                 f"{epochs_per_round}."
             )
+        if not 0 <= distilled_from < 1:
+            raise ValueError(f"distilled_from is a share of the parameters, from 0 and below 1, got {distilled_from}.")
         if search is not None and channel_budgets is not None:
             raise ConfigurationError(
                 "A search cuts bases and channels to one budget: leave channel_budgets out, or the search."
@@ -89,6 +93,7 @@ class PruningHandler:
         self.epochs_per_round = epochs_per_round
         self.search = search
         self.distillation = distillation
+        self.distilled_from = distilled_from
         if search is not None:
             search.bind(self.budgets)
         self.rounds = 0
@@ -117,7 +122,11 @@ class PruningHandler:
             "compensation": compensation is not None,
             "distillation": None
             if self.distillation is None
-            else {"weight": self.distillation.weight, "temperature": self.distillation.temperature},
+            else {
+                "weight": self.distillation.weight,
+                "temperature": self.distillation.temperature,
+                "from": self.distilled_from,
+            },
         }
 
     def attach(self, engine: Engine) -> None:
@@ -145,6 +154,7 @@ class PruningHandler:
         else:
             return
         self.rounds += 1
+        self._rest()
         self.results.append(result)
         self.structures.append(structure_of(self.pruner.network))
         status = layer_status(self.pruner.network)
@@ -163,6 +173,11 @@ class PruningHandler:
         self.pruner.check(self.budgets)
         if self.search is not None:
             self.search.start()
+
+    def _rest(self) -> None:
+        if self.distillation is not None:
+            cost = network_cost(self.pruner.network, Budget(parameters=0.0))
+            self.distillation.resting = cost.reduction(cost.total) < self.distilled_from
 
     def _stop_if_found(self, engine: Engine) -> None:
         # a checkpoint of a search that has ended: one epoch more, and the network would not be the chosen one
@@ -197,11 +212,12 @@ class PruningHandler:
             self.distillation.start(self.pruner.network)  # not cut yet, so the shapes are those of the reference
             self.distillation.load_state_dict(state["distillation"])
         self.pruner.load_state_dict(state)
+        self._rest()
         self.rounds, self.structures = int(state["rounds"]), list(state["structures"])
 
 
 def _shares(budgets: Sequence[Budget]) -> list[float]:
-    return [getattr(budget, budget.quantity) for budget in budgets]
+    return [budget.share for budget in budgets]
 
 
 def _made(budgets: Sequence[Budget | Mapping[str, Any]]) -> list[Budget]:

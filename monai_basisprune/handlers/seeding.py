@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any
+from collections.abc import Sized
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
-from monai.data.utils import set_rnd
+
+from ..loading import seed_epoch
 
 __all__ = ["EpochSeedHandler"]
 
 
 class EpochSeedHandler:
-    """Sets every random generator anew at the start of each epoch.
+    """Sets every random generator anew at the start of each epoch; see :func:`~monai_basisprune.loading.seed_epoch`.
 
     The order of the cases, what augments them and what else draws at random then depend on the seed and the number of
-    the epoch, not on what ran before: an epoch that is run again after a stop draws the same numbers. The generators of
-    torch, numpy and Python are set, and those of the random transforms of the training data (with workers, MONAI's
-    loader derives the latter from torch's). A data set and a sampler with ``set_epoch`` are told the epoch instead.
+    the epoch, not on what ran before: an epoch that is run again after a stop draws the same numbers. One that takes
+    whole passes over the data starts with a new one, since what the last epoch left of its own would draw once more.
 
     Args:
         seed: the seed of the run; None leaves the generators alone.
@@ -35,19 +32,8 @@ class EpochSeedHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Set the generators for the epoch that starts, or for what follows the last one."""
+        loader, length = engine.state.dataloader, engine.state.epoch_length
         ended = engine.last_event_name == Events.COMPLETED
-        epoch = 0 if ended else engine.state.epoch
-        loader = engine.state.dataloader
-        dataset = getattr(loader, "dataset", None)
-        parts: tuple[Any, ...] = (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None), dataset)
-        for part in parts:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-        if self.seed is None:
-            return
-        number = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        random.seed(number)
-        np.random.seed(number)  # noqa: NPY002 - transforms of others draw from it
-        torch.manual_seed(number)
-        if dataset is not None and not hasattr(dataset, "set_epoch"):
-            set_rnd(dataset, number)
+        seed_epoch(loader, self.seed, 0 if ended else engine.state.epoch)
+        if not ended and isinstance(loader, Sized) and length and length % len(loader) == 0:
+            engine.set_data(loader)

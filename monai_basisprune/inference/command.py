@@ -1,4 +1,4 @@
-"""The command ``monai-basisprune predict``: a folder of radiographs in, a table of probabilities out."""
+"""The command ``monai-basisprune predict``: a folder of images in, a table of probabilities out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ def add_predict_command(subparsers: Any) -> None:
     """
     parser = subparsers.add_parser(
         "predict",
-        help="give the probabilities of every radiograph in a folder, with a pruned network",
-        description="Reads every DICOM radiograph in a folder and writes a table with one row for each: its "
-        "SOPInstanceUID, the probability of each class, and why it could not be used, if so. Your images are only "
-        "read. The numbers are for research, not for diagnosis.",
+        help="give the probabilities of every image in a folder, with a pruned network",
+        description="Reads every image in a folder and writes a table with one row for each: its id, the probability "
+        "of each class, and why it could not be used, if so. The network says itself what its images are, radiographs, "
+        "volumes or pictures, and how they are prepared. Your images are only read. The numbers are for research, not "
+        "for diagnosis.",
         epilog="The exit code is 0 if every image was predicted and 3 if some were skipped (--on_problem skip).",
         allow_abbrev=False,
     )
-    parser.add_argument("images", metavar="IMAGES", help="folder of DICOM files; its subfolders are read as well")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="folder, read with its subfolders: DICOM radiographs; or volumes, NIfTI files and folders with one DICOM "
+        "series each; or PNG and JPEG pictures. Of pictures, a MedMNIST file (.npz) will do as well",
+    )
     parser.add_argument("table", metavar="TABLE", help="the table to write, such as predictions.csv")
     parser.add_argument(
         "--output_dir", required=True, metavar="STUDY", help="folder of the pruning study; its model.ts is used"
@@ -40,12 +46,10 @@ def add_predict_command(subparsers: Any) -> None:
     parser.add_argument(
         "--sr_dir",
         metavar="FOLDER",
-        help="new folder for one DICOM Structured Report per study, which names the patient as the images do; needs "
-        "the extra sr",
+        help="of DICOM images, a new folder for one Structured Report per study, which names the patient as the "
+        "images do; needs the extra sr",
     )
-    parser.add_argument(
-        "--batch_size", type=int, default=16, metavar="N", help="images at a time; default: %(default)s"
-    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; default: 16, of volumes 4")
     parser.add_argument(
         "--num_workers",
         type=int,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,21 @@ from monai.data.torchscript_utils import METADATA_FILENAME
 from torch import nn
 
 from .._version import __version__
+from ..data.image_classes import LABEL_KINDS
+from ..data.volume_transforms import VolumePreparation
 from ..errors import ConfigurationError, shortened_list
 from ..files import archive_problem, sha256_of
 
-__all__ = ["DEPLOYMENT_KEYS", "Algorithm", "carried_keys", "identify_algorithm", "load_deployed", "read_deployment"]
+__all__ = ["DEPLOYMENT_KEYS", "Algorithm", "identify_algorithm", "image_kind", "load_deployed", "read_deployment"]
 
-DEPLOYMENT_KEYS = ("image_size", "image_channels", "intensity_mean", "intensity_std", "class_names")
-"""What a deployed network carries about its images and classes."""
+_FLAT = ("image_size", "image_channels", "intensity_mean", "intensity_std", "class_names")
+
+DEPLOYMENT_KEYS = {
+    "radiographs": _FLAT,
+    "pictures": (*_FLAT, "label_kind"),
+    "volumes": (*(field.name for field in fields(VolumePreparation)), "class_names"),
+}
+"""What a deployed network carries about its images and classes, by the kind of its images."""
 
 _FILE = "model.ts"
 
@@ -62,42 +70,49 @@ def load_deployed(
     return fast
 
 
-def read_deployment(output_dir: str | os.PathLike[str], keys: Sequence[str] = DEPLOYMENT_KEYS) -> dict[str, Any]:
+def image_kind(deployment: Mapping[str, Any]) -> str:
+    """Return the kind of the images of a deployed network, one of :data:`DEPLOYMENT_KEYS`.
+
+    Args:
+        deployment: what its file carries.
+    """
+    if "volume_size" in deployment:
+        return "volumes"
+    return "pictures" if "label_kind" in deployment else "radiographs"
+
+
+def read_deployment(output_dir: str | os.PathLike[str], kind: str | None = None) -> dict[str, Any]:
     """Read how the images of the deployed network are prepared, and the names of its classes.
 
     The file of the network carries them, so that it is never used with images that were prepared otherwise.
 
     Args:
         output_dir: folder of the results.
-        keys: what it must carry.
+        kind: of which kind its images must be, one of :data:`DEPLOYMENT_KEYS`; None for any.
 
     Returns:
-        the value of each key; by default ``image_size``, ``image_channels``, ``intensity_mean``, ``intensity_std`` and
-        ``class_names``.
+        what :data:`DEPLOYMENT_KEYS` names for its kind.
 
     Raises:
-        ConfigurationError: if there is no deployed network, or it does not carry them or other values than it can.
+        ConfigurationError: if there is no deployed network, or it is for other images, or does not carry what is needed
+            or other values than it can.
     """
     metadata = _load(output_dir, torch.device("cpu"))[1]
-    missing = [key for key in keys if key not in metadata]
+    found = image_kind(metadata)
+    missing = [key for key in DEPLOYMENT_KEYS[found] if key not in metadata]
     if missing:
         raise ConfigurationError(f"{_FILE} in output_dir does not carry {missing}: it was not written by this package.")
-    deployment = {key: metadata[key] for key in keys}
+    if kind not in (None, found):
+        raise ConfigurationError(
+            f"{_FILE} in output_dir is a network for {found}, one for {kind} was asked for: pass --output_dir with the "
+            f"folder of its study, or use the bundle for {found}."
+        )
+    deployment = {key: metadata[key] for key in DEPLOYMENT_KEYS[found]}
     if problems := list(_deployment_problems(deployment)):
         raise ConfigurationError(f"{_FILE} in output_dir cannot be used, it carries:\n{shortened_list(problems)}")
+    if found == "volumes":
+        deployment.update(VolumePreparation.of(deployment).to_dict())
     return deployment
-
-
-def carried_keys(output_dir: str | os.PathLike[str]) -> frozenset[str]:
-    """Return the names of what the file of the deployed network carries, of whatever images it is.
-
-    Args:
-        output_dir: folder of the results.
-
-    Raises:
-        ConfigurationError: if there is no deployed network, or it cannot be read.
-    """
-    return frozenset(_load(output_dir, torch.device("cpu"))[1])
 
 
 def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
@@ -108,6 +123,8 @@ def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
     for key in ("intensity_mean", "intensity_std"):
         if key in deployment and (type(deployment[key]) not in (int, float) or not abs(deployment[key]) < 2**31):
             yield f"{key}: must be a finite number"
+    if deployment.get("label_kind", LABEL_KINDS[0]) not in LABEL_KINDS:
+        yield f"label_kind: must be one of {', '.join(LABEL_KINDS)}"
     names = deployment.get("class_names", [])
     if not isinstance(names, list) or not all(
         isinstance(name, str) and name.isprintable() and 0 < len(name) <= 200 and name[0] not in "$@%" for name in names

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from monai.data import DataLoader
-from monai.transforms import Compose, NormalizeIntensityd, RepeatChanneld, Resized, ToTensord
 from torch import nn
 from tqdm import tqdm
 
 from ..data.preflight import check_on_problem
-from ..data.radiograph import LoadRadiographd
 from ..errors import ConfigurationError
 from ..redaction import RedactingWorkerStart
-from .cases import CaseDataset, list_radiographs
-from .deployed import identify_algorithm, load_deployed, read_deployment
-from .structured_report import check_report_folder, write_structured_reports
+from .cases import CaseDataset
+from .deployed import identify_algorithm, image_kind, load_deployed, read_deployment
+from .kinds import IMAGE_KINDS, list_cases, prepare_cases
+from .structured_report import check_report_folder, check_report_sources, write_structured_reports
 from .table import PredictedCases, check_predictions_file, exit_code, write_predictions
 
-__all__ = ["PredictionRun", "predict_cases", "predict_folder", "radiograph_preparation"]
+__all__ = ["PredictionRun", "predict_cases", "predict_folder"]
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,6 @@ class PredictionRun:
     skipped: int
     seconds: float
     exit_code: int
-
-
-def radiograph_preparation(deployment: Mapping[str, Any]) -> Compose:
-    """Return what makes a radiograph an input of a deployed network, from what the network's file carries.
-
-    Args:
-        deployment: see :func:`read_deployment`.
-    """
-    return Compose(
-        [
-            LoadRadiographd("image"),
-            Resized("image", [deployment["image_size"]] * 2, mode="area"),
-            RepeatChanneld("image", deployment["image_channels"]),
-            NormalizeIntensityd("image", deployment["intensity_mean"], deployment["intensity_std"]),
-            ToTensord("image", track_meta=False),
-        ]
-    )
 
 
 def predict_cases(
@@ -120,23 +101,24 @@ def predict_folder(
     predictions_file: str | os.PathLike[str],
     on_problem: str = "raise",
     sr_dir: str | os.PathLike[str] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     num_workers: int = 1,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> PredictionRun:
-    """Predict every radiograph of a folder with the network that a pruning run left.
+    """Predict every image of a folder with the network that a pruning run left, whose file tells what its images are.
 
-    Headers are checked before anything is computed, each file is decoded once, and damage that shows then is reported
-    with all cases named. Nothing in ``dataset_dir`` is changed.
+    All files are checked before anything is computed: of radiographs the headers, of pictures and volumes all they
+    hold. Damage that shows only later is reported with all cases named. Nothing in ``dataset_dir`` is changed.
 
     Args:
         output_dir: folder of the results, of which only ``model.ts`` is read.
-        dataset_dir: folder of DICOM files, subfolders included.
+        dataset_dir: folder of DICOM radiographs; of PNG and JPEG files, or a ``.npz`` file; or of volumes, NIfTI files
+            and folders with one DICOM series each. Subfolders are included.
         predictions_file: the table to write, see :func:`write_predictions`.
         on_problem: ``"raise"``, or ``"skip"`` to write what cannot be used with the reason.
         sr_dir: a new folder for DICOM Structured Reports, one for each study; None for none.
-        batch_size: images in a batch, at least 1.
+        batch_size: images in a batch, at least 1; None for 16, or 4 volumes.
         num_workers: processes that read images while the network computes; 0 for none.
         device: where to compute.
         progress: whether to show progress bars.
@@ -146,22 +128,28 @@ def predict_folder(
         CohortError: if cases cannot be used, all of them listed; no table is written then.
     """
     check_on_problem(on_problem)
-    if batch_size < 1 or num_workers < 0:
+    if (batch_size is not None and batch_size < 1) or num_workers < 0:
         raise ConfigurationError(
             f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}."
         )
     deployment = read_deployment(output_dir)
+    kind, multi_label = IMAGE_KINDS[image_kind(deployment)], deployment.get("label_kind") == "multi"
+    if sr_dir is not None and not kind.is_dicom:
+        raise ConfigurationError(
+            "Structured Reports belong to DICOM studies; there are none of pictures: leave sr_dir out."
+        )
     check_predictions_file(predictions_file)
     check_report_folder(sr_dir, dataset_dir)
     network = load_deployed(output_dir, device, optimize=True)
     start = time.perf_counter()
-    cases = list_radiographs(dataset_dir, on_problem, progress)
-    shape = (deployment["image_channels"], *[deployment["image_size"]] * 2)
-    data = CaseDataset(cases, radiograph_preparation(deployment), shape)
-    predicted = predict_cases(network, data, batch_size, num_workers, device, progress=progress)
+    cases = list_cases(deployment, dataset_dir, on_problem, progress)
+    check_report_sources(cases, sr_dir)
+    data = prepare_cases(cases, deployment)
+    predicted = predict_cases(network, data, batch_size or kind.batch_size, num_workers, device, multi_label, progress)
     seconds = time.perf_counter() - start
-    write_predictions(predicted, deployment["class_names"], predictions_file, on_problem=on_problem)
+    names = deployment["class_names"]
+    write_predictions(predicted, names, predictions_file, multi_label, on_problem, kind.id_column)
     algorithm = identify_algorithm(output_dir)
-    write_structured_reports(cases, predicted, deployment["class_names"], algorithm, sr_dir, dataset_dir)
+    write_structured_reports(cases, predicted, names, algorithm, sr_dir, dataset_dir, multi_label)
     skipped = sum(map(bool, predicted.problems))
     return PredictionRun(len(cases), skipped, seconds, exit_code(predicted))

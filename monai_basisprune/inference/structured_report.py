@@ -20,6 +20,7 @@ from pydicom.uid import generate_uid
 
 from ..data.elements import element_text
 from ..data.volume import slice_files
+from ..data.volume_nifti import NIFTI_SUFFIXES
 from ..errors import CohortError, ConfigurationError
 from ..files import write_atomically
 from .deployed import Algorithm
@@ -28,7 +29,7 @@ from .table import check_outputs
 if TYPE_CHECKING:
     from .table import _Predictions
 
-__all__ = ["RESEARCH_TEXT", "check_report_folder", "write_structured_reports"]
+__all__ = ["RESEARCH_TEXT", "check_report_folder", "check_report_sources", "write_structured_reports"]
 
 RESEARCH_TEXT = (
     "For research only, not for diagnosis. The probabilities are outputs of a neural network that was made smaller by "
@@ -69,6 +70,31 @@ def check_report_folder(
         raise ConfigurationError("sr_dir must be a new or empty folder, so that no earlier report is overwritten.")
     if dataset_dir is not None and folder.resolve().is_relative_to(Path(dataset_dir).resolve()):
         raise ConfigurationError("sr_dir must lie outside dataset_dir: reports would be taken for images later.")
+
+
+def check_report_sources(cases: Sequence[Mapping[str, Any]], sr_dir: str | os.PathLike[str] | None) -> None:
+    """Check, before anything is computed, that no case is a NIfTI file, which names no study that a report could join.
+
+    Args:
+        cases: cases with ``image``, ``case_id`` and ``problem``.
+        sr_dir: the folder of the reports; None, which is always right, where none is asked for.
+
+    Raises:
+        CohortError: if there are some, all of them listed.
+    """
+    if sr_dir is None:
+        return
+    others = [
+        f"case {case['case_id']}"
+        for case in cases
+        if not case["problem"] and str(case["image"]).lower().endswith(NIFTI_SUFFIXES)
+    ]
+    if others:
+        raise CohortError(
+            f"Structured Reports belong to DICOM studies, and {len(others)} of {len(cases)} volumes are NIfTI files: "
+            "put these into a folder of their own, or leave sr_dir out.",
+            others,
+        )
 
 
 def write_structured_reports(

@@ -1,4 +1,4 @@
-"""The volumes of a folder as cases to predict, and how a deployed network's file says that they are prepared."""
+"""The volumes of a folder as cases to predict."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from ..data.volume_preflight import cross_check_volumes, find_volumes, inspect_v
 from ..data.volume_transforms import VolumePreparation
 from ..errors import CohortError
 from .cases import reasons_by_position
-from .deployed import read_deployment
 
-__all__ = ["VOLUME_KEYS", "list_volumes", "read_volume_deployment"]
-
-VOLUME_KEYS = ("volume_size", "spacing", "intensity", "window", "crop_to_body", "class_names")
-"""What a deployed network of volumes carries about its images and classes."""
+__all__ = ["list_volumes"]
 
 
 def list_volumes(
@@ -31,7 +27,7 @@ def list_volumes(
     Args:
         dataset_dir: folder of NIfTI files and of folders with one DICOM series each.
         on_problem: ``"raise"``, or ``"skip"`` to list volumes that cannot be used with the reason.
-        preparation: how volumes will be prepared, see :func:`read_volume_deployment`; a volume that cannot be
+        preparation: how volumes will be prepared, see :func:`read_deployment`; a volume that cannot be
             prepared so is one that cannot be used.
         progress: whether to show a progress bar.
 
@@ -61,21 +57,3 @@ def list_volumes(
         }
         for record in records
     ]
-
-
-def read_volume_deployment(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read how the volumes of the deployed network are prepared, and the names of its classes.
-
-    The file of the network carries them, so that it is never used with volumes that were prepared otherwise.
-
-    Args:
-        output_dir: folder of the results.
-
-    Returns:
-        the fields of :class:`monai_basisprune.data.VolumePreparation`, and ``class_names``.
-
-    Raises:
-        ConfigurationError: if there is no deployed network, or it does not carry them or other values than it can.
-    """
-    deployment = read_deployment(output_dir, VOLUME_KEYS)
-    return {**VolumePreparation.of(deployment).to_dict(), "class_names": deployment["class_names"]}

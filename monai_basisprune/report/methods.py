@@ -77,8 +77,10 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
             "unlabeled training images."
         )
     if pruning.get("distillation"):
+        start = pruning["distillation"].get("from", 0.0)
+        since = f"Once {100 * start:g} % of the parameters were gone" if start else "From the first cut on"
         yield (
-            "From the first cut on, the network was also trained towards the outputs of the unpruned one (weight "
+            f"{since}, the network was also trained towards the outputs of the unpruned one (weight "
             f"{pruning['distillation']['weight']:g}, temperature {pruning['distillation']['temperature']:g})."
         )
     if pruning.get("norm_statistics"):

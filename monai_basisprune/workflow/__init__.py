@@ -6,14 +6,13 @@ from ..inference import (
     CaseDataset,
     check_predictions_file,
     check_report_folder,
+    check_report_sources,
     exit_if_skipped,
     identify_algorithm,
-    list_images,
-    list_radiographs,
-    list_volumes,
+    input_shape,
+    list_cases,
     load_deployed,
     read_deployment,
-    read_volume_deployment,
     write_predictions,
     write_structured_reports,
 )
@@ -35,7 +34,7 @@ from .method_comparison import compare_methods
 from .pretrained import load_pretrained, transfer_weights
 from .repeats import run_repeats
 from .resumption import run_settings
-from .start import is_on, start_run
+from .start import is_on, keep_one_tracked_config, start_run
 from .study import finish_study
 from .study_bundle import export_study_bundle
 from .study_network import export_study_network
@@ -53,6 +52,7 @@ __all__ = [
     "RedactingWorkerStart",
     "check_predictions_file",
     "check_report_folder",
+    "check_report_sources",
     "classification_loss",
     "compare_methods",
     "evaluation_cases",
@@ -64,11 +64,11 @@ __all__ = [
     "format_inspection",
     "identify_algorithm",
     "image_evaluation_cases",
+    "input_shape",
     "inspect_source",
     "is_on",
-    "list_images",
-    "list_radiographs",
-    "list_volumes",
+    "keep_one_tracked_config",
+    "list_cases",
     "load_deployed",
     "load_pretrained",
     "load_pretrained_volume",
@@ -80,7 +80,6 @@ __all__ = [
     "prepare_volume_cohort",
     "prune_bundle",
     "read_deployment",
-    "read_volume_deployment",
     "run_repeats",
     "run_settings",
     "save_transferred",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from monai.utils.enums import CommonKeys
 
 from ..data.identifiers import known
 from ..errors import CohortError
 
-__all__ = ["check_separate", "remember_cases", "shared_cases"]
+__all__ = ["check_separate", "content_of", "remember_cases", "shared_cases"]
 
 
 def remember_cases(loader: Any, patient_key: str | None) -> None:
@@ -78,3 +81,35 @@ def _values(loader: Any, key: str) -> list[str] | None:
         return None
     values = [item.get(key) if isinstance(item, Mapping) else None for item in items]
     return [str(value) for value in values] if all(isinstance(v, (str, int, Path)) for v in values) else None
+
+
+def content_of(value: Any) -> Any:
+    """Return cases, or a batch of them, as JSON types that are equal where the content is.
+
+    Of a file that is named, its name and its size count, not where it lies; of an array, a hash; of what is neither
+    this nor of JSON types, only the type.
+
+    Args:
+        value: dictionaries and lists of numbers, texts, paths, arrays and tensors.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): content_of(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [content_of(item) for item in value]
+    if isinstance(value, (str, Path)):
+        path = Path(value)
+        return [path.name, path.stat().st_size] if len(path.parts) > 1 and _is_file(path) else str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return [str(value.dtype), list(value.shape), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+    return value if value is None or isinstance(value, (bool, int, float)) else type(value).__name__
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with characters that none can have
+        return False

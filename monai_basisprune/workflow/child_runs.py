@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from .._version import __version__
+from ..checkpoints import setting_digests
 from ..errors import ConfigurationError
 from ..files import write_atomically
 from ..reading import read_json
 from ..training import linear_layers
 from .repeat_process import RepeatTask, available_cores, run_tasks
 from .repeat_results import is_complete
+from .resumption import config_settings, versions
 
 __all__ = [
     "RECORD_FILE",
@@ -28,17 +28,13 @@ __all__ = [
     "plain_config",
     "pretrain_once",
     "run_and_tell",
+    "run_digests",
     "runs_at_once",
-    "setting_digests",
 ]
 
 RECORD_FILE = "repeat.json"
 """Says what a run was made with."""
 
-_NOT_SETTINGS = {
-    "output_dir", "bundle_root", "parallel", "repeats", "fold", "split_seed", "save_execute_config", "methods",
-    "resume",
-}  # fmt: skip
 _SPLIT = "(the images, their labels and their split)"
 
 
@@ -66,22 +62,16 @@ def run_and_tell(tasks: Sequence[RepeatTask], parallel: int, shown: Mapping[Path
     return failed
 
 
-def setting_digests(config: Mapping[str, Any], split_sha256: str | None, salt: bytes) -> dict[str, str]:
-    """Return a salted hash of each setting of a run: equal settings are told apart from others without their values.
+def run_digests(config: Mapping[str, Any], split_sha256: str | None, salt: bytes) -> dict[str, str]:
+    """Return a salted digest of each setting of a run: equal settings are told apart from others without their values.
 
     Args:
         config: the configuration, as JSON types.
         split_sha256: hash of the split; None where it is not known yet.
-        salt: secret of the hashes.
+        salt: secret of the digests.
     """
-    settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS and not key.startswith("_")}
-    settings |= {"(the version)": __version__}
-    if split_sha256 is not None:
-        settings[_SPLIT] = split_sha256
-    return {
-        key: hmac.new(salt, json.dumps([key, value], sort_keys=True).encode(), hashlib.sha256).hexdigest()[:16]
-        for key, value in sorted(settings.items())
-    }
+    settings = {**config_settings(config), "versions": versions()}
+    return setting_digests(settings if split_sha256 is None else {**settings, _SPLIT: split_sha256}, salt)
 
 
 def runs_at_once(parallel: int | None, device: torch.device | str) -> int:
@@ -123,7 +113,7 @@ def check_earlier(folders: Sequence[Path], digests: Sequence[Mapping[str, str]],
 
     Args:
         folders: where the runs are or will be.
-        digests: what each of them is to be made with, from :func:`setting_digests`.
+        digests: what each of them is to be made with, from :func:`run_digests`.
         what: how to call them.
 
     Raises:

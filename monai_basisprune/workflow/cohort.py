@@ -160,13 +160,7 @@ def prepare_cohort(
         ConfigurationError: if an argument cannot be used.
     """
     check_two_classes(class_names)
-    if (folds is None) != (fold is None):
-        raise ConfigurationError(
-            f"folds and fold belong together: got folds {folds!r} and fold {fold!r}. Pass both, as in --folds 5 "
-            f"--fold 0, or run `repeat` for all of them."
-        )
-    if folds is not None:
-        check_folds(folds, -1 if fold is None else fold)
+    check_folds(folds, fold)
     work = working_folder(output_dir)
     if prepared is not None:
         return moved_cohort(prepared, work)

@@ -218,10 +218,7 @@ def prepare_image_cohort(
     settings = LabelSettings(
         label_kind, names, labels_file, image_column, label_column, patient_column, patient_pattern
     )
-    if (folds is None) != (fold is None):
-        raise ConfigurationError(f"folds and fold belong together: got folds {folds!r} and fold {fold!r}.")
-    if folds is not None:
-        check_folds(folds, -1 if fold is None else fold)
+    check_folds(folds, fold)
     work = working_folder(output_dir)
     datalist_file = work / "datalist.json"
     own = images is not None and images.is_dir()

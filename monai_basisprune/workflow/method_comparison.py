@@ -26,8 +26,8 @@ from .child_runs import (
     plain_config,
     pretrain_once,
     run_and_tell,
+    run_digests,
     runs_at_once,
-    setting_digests,
 )
 from .cohort import PreparedCohort, working_folder
 from .repeat_process import RepeatTask
@@ -96,19 +96,19 @@ def compare_methods(
     output = Path(output_dir)
     folders = [output / "methods" / method.name for method in planned]
     salt = load_or_create_salt(working_folder(output))
-    check_earlier(folders, [setting_digests(method.config, None, salt) for method in planned], "runs")
+    check_earlier(folders, [run_digests(method.config, None, salt) for method in planned], "runs")
     own = ConfigParser(copy.deepcopy(base))
     own.parse(True)
     cohort: PreparedCohort = own.get_parsed_content("cohort")
     split = cohort.datalist["split_sha256"]
-    digests = [setting_digests(method.config, split, salt) for method in planned]
+    digests = [run_digests(method.config, split, salt) for method in planned]
     check_earlier(folders, digests, "runs")
     pending = [index for index, folder in enumerate(folders) if not is_complete(folder)]
     if len(pending) < len(planned):
         print(f"{len(planned) - len(pending)} of {len(planned)} runs are complete already and are not run again.")
     weights = None
     if not all(planned[index].own_start for index in pending):
-        weights = pretrain_once(own, output, setting_digests(base, split, salt), seed)
+        weights = pretrain_once(own, output, run_digests(base, split, salt), seed)
     tasks = []
     for index in pending:
         method, folder = planned[index], folders[index]

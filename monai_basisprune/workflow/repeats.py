@@ -24,8 +24,8 @@ from .child_runs import (
     plain_config,
     pretrain_once,
     run_and_tell,
+    run_digests,
     runs_at_once,
-    setting_digests,
 )
 from .cohort import PreparedCohort, working_folder
 from .repeat_plan import Repeat, plan_repeats
@@ -84,7 +84,7 @@ def run_repeats(
     folders = [output / "repeats" / r.name for r in planned]
     salt = load_or_create_salt(working_folder(output))
     given = {**config, "folds": folds or None}
-    check_earlier(folders, [setting_digests(given, None, salt)] * len(planned))
+    check_earlier(folders, [run_digests(given, None, salt)] * len(planned))
     config["cohort"] = {**config["cohort"], "folds": None, "fold": None, "split_seed": None}
     own = ConfigParser(copy.deepcopy(config))
     own.parse(True)
@@ -92,7 +92,7 @@ def run_repeats(
     cohorts = [
         replace(cohort, datalist=divide_datalist(cohort.datalist, r.seed, r.folds, r.fold, seed)) for r in planned
     ]
-    digests = [setting_digests(given, c.datalist["split_sha256"], salt) for c in cohorts]
+    digests = [run_digests(given, c.datalist["split_sha256"], salt) for c in cohorts]
     check_earlier(folders, digests)
     pending = [index for index, folder in enumerate(folders) if not is_complete(folder)]
     if len(pending) < len(planned):

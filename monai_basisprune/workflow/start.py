@@ -19,18 +19,29 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from tqdm import tqdm
 
-from ..distributed import leave_processes
+from ..distributed import gathered, leave_processes
 from ..errors import BasisPruneError, ConfigurationError
-from ..failures import explain_failure
+from ..failures import INTERRUPTED, explain_failure
 from ..files import write_atomically
 from ..redaction import format_error, install_redaction, remove_redaction, shown_text
 
-__all__ = ["RunStart", "check_keys", "is_on", "running_parser", "show_command", "start_run"]
+__all__ = [
+    "PATH_FLAGS",
+    "RunStart",
+    "check_keys",
+    "is_on",
+    "is_steps",
+    "keep_one_tracked_config",
+    "running_parser",
+    "show_command",
+    "start_run",
+]
 
 # "@key", "%key", and further levels behind "::" or "#", as monai.bundle writes references and macros
 _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
-# their values name files and folders, whether these exist already or not
-_PATH_FLAGS = ("_dir", "_file", "_root")
+PATH_FLAGS = ("_dir", "_file", "_root")
+"""How the names of keys end whose values name files and folders, whether these exist already or not."""
+
 _RESERVED = {"imports", "initialize", "run", "finalize", "bundle_root", "save_execute_config"}
 
 
@@ -124,7 +135,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     used = _RESERVED.union(*(_prefixes(reference) for reference in references))
     unused = []
     for key, value in config.items():
-        if key.startswith("_") or _is_steps(value):
+        if key.startswith("_") or is_steps(value):
             continue
         if key not in used:
             unused.append(key)
@@ -159,7 +170,7 @@ def show_command(arguments: list[str]) -> str:
             prefix = flag + equals
         if flag.endswith("config_file"):
             value = re.sub(r"[^'\"\[\],]+", lambda path: _short_path(path.group()), value)
-        elif value and (flag.endswith(_PATH_FLAGS) or _is_path(value)):
+        elif value and (flag.endswith(PATH_FLAGS) or _is_path(value)):
             value = f"<{flag.lstrip('-') or 'path'}>"
         shown.append(prefix + value)
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -208,9 +219,21 @@ def _clean_tracked_config(parser: ConfigParser) -> None:
     if joined:  # MONAI writes an expression, which this is only where output_dir is one, and then tracks no file
         parser.ref_resolver.get_item("save_execute_config").update_config(joined[1] + joined[2])
     path = Path(str(parser.get_parsed_content("save_execute_config")))
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        write_atomically(path, json.dumps(_cleaned(content), indent=2, ensure_ascii=False) + "\n")
+    if path.is_file():  # of several processes, another one may be writing it right now
+        write_atomically(path, json.dumps(_cleaned(parser.get()), indent=2, ensure_ascii=False) + "\n")
+
+
+def keep_one_tracked_config() -> None:
+    """Let the configuration for an experiment tracker be there once, though MONAI has written it in every process.
+
+    To be called when the processes have joined; its name holds the second, so there can be one of each.
+    """
+    parser = running_parser()
+    written = None if parser is None else parser.get("save_execute_config")
+    path = Path(str(parser.get_parsed_content("save_execute_config"))) if parser and isinstance(written, str) else None
+    names = gathered(None if path is None else path.name)
+    if path is not None and path.name != names[0]:
+        path.unlink(missing_ok=True)
 
 
 def _cleaned(value: Any, key: str = "") -> Any:
@@ -221,7 +244,7 @@ def _cleaned(value: Any, key: str = "") -> Any:
         return [_cleaned(item) for item in value]
     if not isinstance(value, str) or value.startswith(("@", "$", "%")):
         return value if not isinstance(value, str) else shown_text(value)
-    return f"<{key or 'path'}>" if key.endswith(_PATH_FLAGS) or _is_path(value) else shown_text(value)
+    return f"<{key or 'path'}>" if key.endswith(PATH_FLAGS) or _is_path(value) else shown_text(value)
 
 
 def _prefixes(reference: str) -> set[str]:
@@ -241,7 +264,8 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _is_steps(value: Any) -> bool:
+def is_steps(value: Any) -> bool:
+    """Tell whether a value of a configuration is a list of steps to run."""
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v.startswith("$") for v in value)
 
 
@@ -264,11 +288,7 @@ def _show_error(kind: type[BaseException], error: BaseException, trace: Tracebac
         link = link.__cause__
     reason = explain_failure(error, running=False)
     if issubclass(kind, KeyboardInterrupt):
-        print(
-            "\nmonai_basisprune: interrupted. What was saved before is left as it is. Where a training was stopped, "
-            "started again with the same command, the run goes on.",
-            file=sys.stderr,
-        )
+        print(f"\nmonai_basisprune: {INTERRUPTED}", file=sys.stderr)
     elif reason is not None:
         print(f"\nmonai_basisprune: {reason}", file=sys.stderr)
     else:

@@ -261,7 +261,7 @@ def _curve_entry(index: int, point: CurvePoint, pruning: PruningHandler) -> dict
         target = targets.get(point.epoch, target)
     elif index > 0:
         fitting = [
-            getattr(budget, budget.quantity)
+            budget.share
             for budget, structure in zip(pruning.targets, pruning.structures, strict=False)
             if structure == point.structure
         ]

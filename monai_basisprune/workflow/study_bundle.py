@@ -14,14 +14,7 @@ from monai.bundle import ConfigParser
 from ..decomposition import layer_status
 from ..errors import ConfigurationError, PlanMismatchError
 from ..fingerprint import architecture_of
-from ..inference import (
-    DEPLOYMENT_KEYS,
-    PICTURE_KEYS,
-    VOLUME_KEYS,
-    carried_keys,
-    read_deployment,
-    read_volume_deployment,
-)
+from ..inference import read_deployment
 from ..persistence import load_pruned
 from ..plan import PruningPlan
 from ..report import load_study
@@ -29,7 +22,7 @@ from .bundle import BundleEvidence, PrunedBundle, write_pruned_bundle
 from .bundle_configs import config_files, find_config
 from .bundle_files import check_output
 
-__all__ = ["export_study_bundle", "original_component", "study_deployment"]
+__all__ = ["export_study_bundle", "original_component"]
 
 _MODELS = "@bundle_root + '/models"
 
@@ -66,7 +59,7 @@ def export_study_bundle(
             f"The folder of the study lacks {', '.join(missing)}: name the output_dir of a finished pruning run."
         )
     check_output(output, bundle)
-    study, deployment = load_study(results / "study.json"), study_deployment(results)
+    study, deployment = load_study(results / "study.json"), read_deployment(results)
     fixed = {key: value for key, value in deployment.items() if key != "class_names"}
     plan = PruningPlan.load(results / "model.plan.json")
     network_def = original_component(Path(bundle), plan, deployment, overrides)
@@ -119,21 +112,6 @@ def _deployed(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, 
         }
         updates["handlers"] = [*config["handlers"], loader]
     return updates
-
-
-def study_deployment(study_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read how the images of a study's network are prepared, be they radiographs, pictures or volumes.
-
-    Args:
-        study_dir: folder of the results.
-
-    Raises:
-        ConfigurationError: if there is no deployed network, or it does not carry them or other values than it can.
-    """
-    keys = carried_keys(study_dir)
-    if keys.issuperset(VOLUME_KEYS):
-        return read_volume_deployment(study_dir)
-    return read_deployment(study_dir, PICTURE_KEYS if keys.issuperset(PICTURE_KEYS) else DEPLOYMENT_KEYS)
 
 
 def original_component(

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..export import ExportResult, export_network
+from ..inference import read_deployment
 from ..persistence import load_pruned
 from ..plan import PruningPlan
 from ..report import load_study
-from .study_bundle import original_component, study_deployment
+from .study_bundle import original_component
 
 __all__ = ["export_study_network"]
 
@@ -45,7 +46,7 @@ def export_study_network(
         )
     if os.path.lexists(path):
         raise ConfigurationError("The file to write exists: name another one.")
-    study, deployment = load_study(results / "study.json"), study_deployment(results)
+    study, deployment = load_study(results / "study.json"), read_deployment(results)
     plan = PruningPlan.load(results / "model.plan.json")
     component = original_component(Path(bundle), plan, deployment, overrides)
     network = load_pruned(component, results / "model.pt")

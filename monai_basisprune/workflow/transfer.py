@@ -27,22 +27,25 @@ def make_budgets(quantity: str, targets: Sequence[float], input_shape: Sequence[
     """Return one budget for each round.
 
     Args:
-        quantity: ``"parameters"``, ``"macs"`` or ``"bases"``: what the targets are shares of; or ``"threshold"``.
+        quantity: ``"parameters"``, ``"macs"``, ``"parameters and macs"`` (of both at once) or ``"bases"``: what the
+            targets are shares of; or ``"threshold"``.
         targets: the share to remove in each round, rising.
         input_shape: shape of one input without the batch, to count operations.
 
     Raises:
         ConfigurationError: if the targets do not rise, or the quantity is unknown.
     """
-    if quantity not in ("parameters", "macs", "bases", "threshold"):
-        raise ConfigurationError(f"budget must be parameters, macs, bases or threshold, got {quantity!r}.")
+    known = ("parameters", "macs", "parameters and macs", "bases", "threshold")
+    if quantity not in known:
+        raise ConfigurationError(f"budget must be {', '.join(known[:-1])} or {known[-1]}, got {quantity!r}.")
     numbers = isinstance(targets, (list, tuple)) and all(isinstance(target, (int, float)) for target in targets)
     if not numbers or not targets or any(later <= earlier for earlier, later in itertools.pairwise(targets)):
         raise ConfigurationError(
             f"targets must be a list of rising numbers, such as [0.5, 0.9, 0.95]; got {targets!r}."
         )
     try:
-        return [Budget(**{quantity: target}, input_shape=tuple(input_shape)) for target in targets]
+        shares = [dict.fromkeys(quantity.split(" and "), target) for target in targets]
+        return [Budget(**share, input_shape=tuple(input_shape)) for share in shares]
     except ValueError as error:
         raise ConfigurationError(f"targets: {error}") from error
 

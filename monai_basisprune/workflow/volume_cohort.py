@@ -12,7 +12,6 @@ from ..data.splits import check_folds
 from ..data.synthetic_volumes import write_synthetic_volumes
 from ..data.volume_cohort import prepare_volume_datalist
 from ..data.volume_transforms import VolumePreparation
-from ..errors import ConfigurationError
 from .cohort import (
     PreparedCohort,
     check_two_classes,
@@ -75,10 +74,7 @@ def prepare_volume_cohort(
         ConfigurationError: if an argument cannot be used.
     """
     check_two_classes(class_names)
-    if (folds is None) != (fold is None):
-        raise ConfigurationError(f"folds and fold belong together: got folds {folds!r} and fold {fold!r}. Pass both.")
-    if folds is not None and fold is not None:
-        check_folds(folds, fold)
+    check_folds(folds, fold)
     how = VolumePreparation.of(preparation)
     work = working_folder(output_dir)
     if prepared is not None:

@@ -101,14 +101,19 @@ def medicalnet_depth(network: nn.Module) -> int:
 
 def _load_medicalnet(network: nn.Module) -> nn.Module:
     depth = medicalnet_depth(network)
+    file = f"resnet_{depth}_23dataset.pth of TencentMedicalNet/MedicalNet-Resnet{depth}"
+    instead = "pass --pretrained /path/to/that/file; or --pretrained inflate with a 2D classifier, or synthetic."
     try:
         state = get_pretrained_resnet_medicalnet(depth, device="cpu", datasets23=True)
-    except Exception as error:  # a missing package, no connection, a refusal: each library raises types of its own
+    except ImportError as error:
         raise ConfigurationError(
-            f"The MedicalNet weights of ResNet-{depth} could not be fetched ({type(error).__name__}). They need the "
-            f"package huggingface_hub and a connection to huggingface.co. Without one, download the file resnet_"
-            f"{depth}_23dataset.pth of TencentMedicalNet/MedicalNet-Resnet{depth} elsewhere and pass --pretrained "
-            f"/path/to/that/file; or pass --pretrained inflate with a 2D classifier, or --pretrained synthetic."
+            f"MONAI fetches the MedicalNet weights of ResNet-{depth} by huggingface_hub, not installed here: pip "
+            f'install "monai_basisprune[medicalnet]". Or download the file {file} from huggingface.co and {instead}'
+        ) from error
+    except Exception as error:  # no connection, a refusal, a damaged file: each library raises types of its own
+        raise ConfigurationError(
+            f"The MedicalNet weights of ResNet-{depth} could not be fetched or read ({type(error).__name__}). They "
+            f"need a connection to huggingface.co. Without one, download the file {file} elsewhere and {instead}"
         ) from error
     if not isinstance(state, dict) or not state:
         raise ConfigurationError(

@@ -4,8 +4,9 @@ python tests/benchmarks/inference.py --output docs/results/inference.json
 
 Everything counts: listing the files, decoding, resizing, the network. Every network sees the same files, in parts, in
 turns within one run. Run it on a machine that does nothing else: what else runs takes time from both sides alike, so
-shares stay meaningful, images per second do not. What is removed is chosen by weights or by noise, since only the shape
-of what is left counts here.
+shares stay meaningful, images per second do not; on a busy one, go by the seconds of the processors, which leave out
+the waiting. Networks that were measured before stay in the file. What is removed is chosen by weights or by noise,
+since only the shape of what is left counts here.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ from torch import nn
 import monai_basisprune as mbp
 from monai_basisprune.data import write_synthetic_cohort
 from monai_basisprune.inference import (
-    CaseDataset,
     list_radiographs,
     load_deployed,
     predict_cases,
-    radiograph_preparation,
+    prepare_cases,
     read_deployment,
 )
 from monai_basisprune.latency import device_name
@@ -115,15 +115,18 @@ def deploy(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def seconds_for(network: nn.Module, folder: Path, batch_size: int, num_workers: int) -> tuple[float, int]:
-    """Predict a folder as `predict_folder` does, with a network that is loaded already."""
-    preparation = radiograph_preparation(CARRIED)
-    start = time.perf_counter()
+def seconds_for(network: nn.Module, folder: Path, batch_size: int, num_workers: int) -> tuple[float, float, int]:
+    """Predict a folder as `predict_folder` does, with a network that is loaded already.
+
+    Returns:
+        seconds on the clock, seconds of all processors, and how many images there are.
+    """
+    start, before = time.perf_counter(), os.times()
     cases = list_radiographs(folder, progress=False)
-    predicted = predict_cases(network, CaseDataset(cases, preparation, SHAPE), batch_size, num_workers, progress=False)
-    seconds = time.perf_counter() - start
+    predicted = predict_cases(network, prepare_cases(cases, CARRIED), batch_size, num_workers, progress=False)
+    seconds, after = time.perf_counter() - start, os.times()
     assert not any(predicted.problems)
-    return seconds, len(cases)
+    return seconds, sum(after[:4]) - sum(before[:4]), len(cases)  # those of processes that read images as well
 
 
 def measure(name: str, folder: Path, parts: list[Path], batch_size: int, num_workers: int) -> dict[str, Any]:
@@ -136,24 +139,29 @@ def measure(name: str, folder: Path, parts: list[Path], batch_size: int, num_wor
             for _ in range(4):
                 network(torch.zeros(batch_size, *SHAPE))
     taken: dict[str, list[float]] = {variant: [] for variant in variants}
+    computed: dict[str, list[float]] = {variant: [] for variant in variants}
     images = 0
     print("measuring", name, flush=True)
     for number, part in enumerate(parts):
         order = list(variants) if number % 2 == 0 else list(reversed(variants))
         for variant in order:
-            seconds, count = seconds_for(networks[variant], part, batch_size, num_workers)
+            seconds, processor, count = seconds_for(networks[variant], part, batch_size, num_workers)
             taken[variant].append(seconds)
+            computed[variant].append(processor)
         images += count
     print("measured", name, flush=True)
     for variant, result in variants.items():
         ratios = [ours / whole for ours, whole in zip(taken[variant], taken["unpruned"], strict=True)]
         result["seconds_by_part"] = taken[variant]
         result["images_per_second"] = images / sum(taken[variant])
+        result["cpu_seconds_by_part"] = computed[variant]
         if variant != "unpruned":
             result["time_reduction"] = 1 - sum(taken[variant]) / sum(taken["unpruned"])
             result["median_time_reduction_of_parts"] = 1 - statistics.median(ratios)
             result["realized"] = result["time_reduction"] / result["mac_reduction"]
             result["realized_by_part"] = [(1 - ratio) / result["mac_reduction"] for ratio in ratios]
+            cpu_reduction = 1 - sum(computed[variant]) / sum(computed["unpruned"])
+            result["realized_in_cpu_seconds"] = cpu_reduction / result["mac_reduction"]
     return {"images": images, "variants": variants}
 
 
@@ -172,25 +180,30 @@ def main() -> None:
     try:
         parts = write_images(root / "images", options.images, options.parts, options.matrix)
         result: dict[str, Any] = {
-            "command": shlex.join(["python", "tests/benchmarks/inference.py", *sys.argv[1:]]),
             "versions": {
                 "python": platform.python_version(),
                 "package": mbp.__version__,
                 **{package: version(package) for package in ("torch", "monai", "pydicom")},
             },
             "device": device_name("cpu"),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
             "batch_size": options.batch_size,
             "num_workers": options.num_workers,
-            "images": f"{options.images} uncompressed DICOM radiographs of about {options.matrix} x {options.matrix} "
-            f"pixels, 12 and 16 bits: synthetic ones, repeated under new UIDs; network input {SIZE} x {SIZE}",
+            "images": f"uncompressed DICOM radiographs of about {options.matrix} x {options.matrix} pixels, 12 and 16 "
+            f"bits: synthetic ones, repeated under new UIDs; network input {SIZE} x {SIZE}",
             "realized": "share of the MAC reduction that is saved on the clock, end to end",
-            "load_average_at_start": os.getloadavg()[0],
             "networks": {},
         }
+        if options.output.is_file():
+            result["networks"] = json.loads(options.output.read_text(encoding="utf-8"))["networks"]
         for name in options.networks:
-            result["networks"][name] = measure(name, root, parts, options.batch_size, options.num_workers)
+            conditions = {
+                "command": shlex.join(["python", "tests/benchmarks/inference.py", *sys.argv[1:]]),
+                "cores": len(os.sched_getaffinity(0)),
+                "threads": torch.get_num_threads(),
+                "load_average_at_start": os.getloadavg()[0],
+            }
+            measured = measure(name, root, parts, options.batch_size, options.num_workers)
+            result["networks"][name] = {**conditions, **measured}
             options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     finally:
         shutil.rmtree(root)

@@ -1,11 +1,16 @@
-"""Measures the memory of one process over 200 rounds of joint pruning, each with all that a bundle's round does.
+"""Measures the memory of a process over hundreds of rounds of joint pruning, each with all that a bundle's round does.
 
-python tests/benchmarks/long_run.py --rounds 200 --output docs/results/long_run.json
+LRU_CACHE_CAPACITY=64 ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 \\
+  python tests/benchmarks/long_run.py --name "64 shapes" --output docs/results/long_run.json
+python tests/benchmarks/long_run.py --name "as installed" --output docs/results/long_run.json
 
 A round cuts bases and channels, trains an epoch, evaluates, saves the network and a checkpoint. Every ten rounds,
 after the garbage was collected and glibc gave back what it keeps for later, it notes the resident memory of the
-process, and how many objects of Python, modules and hooks are alive. The network gets smaller all the time and is far
-too small to be seen in the memory: what grows is a leak.
+process, what of C's heap is in use, the machine code that was made, and how many objects of Python, modules and hooks
+are alive. The network gets smaller all the time and is far too small to be seen in the memory: what grows is a leak,
+or a cache. PyTorch has two, each of which keeps the kernels of the last 1024 shapes, and every cut makes new shapes;
+the variables above make them small. In a process of its own, convolutions of 2000 shapes one after another show what
+these caches take without any pruning.
 """
 
 from __future__ import annotations
@@ -14,10 +19,11 @@ import argparse
 import ctypes
 import gc
 import json
+import multiprocessing
 import os
 import tempfile
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +52,9 @@ from monai_basisprune.loading import EpochBatches, EveryNth, SeededCacheDataset
 SHAPE = (1, 16, 16)
 LAST = 0.9
 """The share of the parameters that is gone in the end."""
-KERNELS = 64
-"""How many kernels oneDNN may keep."""
-WARM_UP = 40
-"""Rounds before the slope is taken: libraries load and caches fill."""
+CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+"""What bounds the caches of kernels of PyTorch: that of its own layer around oneDNN, and that of oneDNN."""
+NOTED = ("resident_bytes", "heap_bytes", "compiled_bytes", "tensor_bytes", "objects", "modules", "hooks")
 
 
 def resident_bytes() -> int:
@@ -60,10 +65,49 @@ def resident_bytes() -> int:
     raise RuntimeError("This system does not tell the resident memory.")
 
 
+class _HeapState(ctypes.Structure):
+    """What glibc's mallinfo2 returns."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def heap_bytes() -> int:
+    """Return how many bytes of C's heap are in use, of all threads: what a leak of a library would let grow."""
+    ask = ctypes.CDLL("libc.so.6").mallinfo2
+    ask.restype = _HeapState
+    found = ask()
+    return int(found.uordblks + found.hblkhd)
+
+
+def compiled_bytes() -> int:
+    """Return the resident memory of machine code that was made while the program ran: oneDNN's kernels."""
+    total, counted = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").splitlines():
+        words = line.split()
+        if "-" in words[0] and len(words) >= 5:
+            counted = "x" in words[1] and not (len(words) > 5 and words[5].startswith(("/usr", "/lib", "/tmp", "[")))
+        elif counted and words[0] == "Rss:":
+            total += int(words[1]) * 1024
+    return total
+
+
 def state() -> dict[str, int]:
     """Return what is alive after the garbage was collected, and what the allocator had kept was given back."""
     gc.collect()
-    before = resident_bytes()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     objects = gc.get_objects()
     modules = [one for one in objects if isinstance(one, nn.Module)]
@@ -71,7 +115,8 @@ def state() -> dict[str, int]:
     tensors = sum(one.numel() * one.element_size() for one in objects if isinstance(one, torch.Tensor))
     return {
         "resident_bytes": resident_bytes(),
-        "resident_bytes_before_trim": before,
+        "heap_bytes": heap_bytes(),
+        "compiled_bytes": compiled_bytes(),
         "tensor_bytes": tensors,
         "objects": len(objects),
         "modules": len(modules),
@@ -91,7 +136,7 @@ def cases(count: int, seed: int) -> list[dict[str, Any]]:
 
 def classifier() -> nn.Sequential:
     """Return a network with enough bases and channels for a cut in each round."""
-    widths = (1, 32, 48, 48)
+    widths = (1, 128, 192, 192)
     blocks = [
         layer
         for before, after in pairwise(widths)
@@ -159,39 +204,58 @@ def run(rounds: int, every: int, folder: Path) -> list[dict[str, int]]:
     return noted
 
 
+def growth(noted: list[dict[str, int]], key: str) -> dict[str, float]:
+    """Return how fast something grows in the last half of the rounds: a line by least squares, with its error."""
+    late = noted[len(noted) // 2 :]
+    at, values = (np.array([one[name] for one in late], dtype=float) for name in ("round", key))
+    line = np.polynomial.Polynomial.fit(at, values, 1).convert()
+    spread = float(np.sum((values - line(at)) ** 2)) / max(len(late) - 2, 1)
+    error = (spread / float(np.sum((at - at.mean()) ** 2))) ** 0.5
+    return {"for_each_round": round(float(line.coef[1]), 2), "standard_error": round(error, 2)}
+
+
+def convolutions() -> list[list[int]]:
+    """Return the heap in use after so many convolutions of PyTorch, each of its own shape; nothing of ours runs."""
+    noted = []
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for number, (before, after) in enumerate(product(range(8, 58), range(8, 48)), start=1):
+            nn.functional.conv2d(torch.zeros(4, before, 8, 8), torch.zeros(after, before, 3, 3), padding=1)
+            if number % 200 == 0:
+                noted.append([number, heap_bytes()])
+    return noted
+
+
 def main() -> None:
     """Run, fit a line, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--name", required=True, help="what to call this run in the file, which holds several")
+    parser.add_argument("--rounds", type=int, default=600)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    # else it keeps those of the last 1024 shapes, and every cut makes new ones: a growth that ends by itself
-    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(KERNELS)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        alone = pool.apply(convolutions)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         noted = run(arguments.rounds, arguments.every, Path(name))
-    late = [one for one in noted if one["round"] >= WARM_UP]
-    at = [one["round"] for one in late]
-    slopes = {
-        key: float(np.polyfit(at, [one[key] for one in late], 1)[0])
-        for key in ("resident_bytes", "resident_bytes_before_trim", "tensor_bytes", "objects", "modules", "hooks")
-    }
+    half = noted[len(noted) // 2]
     record = {
-        "command": f"python tests/benchmarks/long_run.py --rounds {arguments.rounds} --output "
-        f"{arguments.output.as_posix()}",
+        "command": f"python tests/benchmarks/long_run.py --name {arguments.name!r} --rounds {arguments.rounds} "
+        f"--output {arguments.output.as_posix()}",
+        "environment": {key: os.environ.get(key) for key in CACHES},
         "torch": torch.__version__,
         "rounds": arguments.rounds,
-        "kernels_that_onednn_keeps": KERNELS,
-        "slope_from_round": WARM_UP,
-        "slope_for_each_round": {key: round(value, 3) for key, value in slopes.items()},
-        "growth_bytes": late[-1]["resident_bytes"] - late[0]["resident_bytes"],
-        "growth_share": round(late[-1]["resident_bytes"] / late[0]["resident_bytes"] - 1, 5),
+        "last_half_from_round": half["round"],
+        "growth_in_the_last_half": {key: growth(noted, key) for key in NOTED},
+        "growth_share_in_the_last_half": round(noted[-1]["resident_bytes"] / half["resident_bytes"] - 1, 5),
         "seconds": round(time.perf_counter() - begin, 1),
         "noted": noted,
+        "heap_bytes_after_convolutions_alone": alone,
     }
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    runs = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.is_file() else {}
+    arguments.output.write_text(json.dumps({**runs, arguments.name: record}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in record.items() if key != "noted"}, indent=1))
 
 

@@ -23,9 +23,9 @@ import torch
 from race_data import Images, load
 from race_networks import load_network
 from race_others import TorchPruning, all_weights, norms_and_head, small_from_scratch, truncated_svd, unpruned
-from race_ours import Recipe
+from race_ours import CHANNEL_PENALTY, Recipe, channel_scaling
 from race_summary import summarize
-from race_training import Settings, Step, Trainer
+from race_training import Loss, Settings, Step, Trainer, cross_entropy
 from torch import nn
 
 import monai_basisprune as mbp
@@ -37,8 +37,9 @@ class Contestant:
 
     Attributes:
         start: what is transferred before the first cut: ``"bases"`` (decomposed; scaling factors, norms and head are
-            trained), ``"activation_bases"`` (the same with bases from 300 training images), ``"norms"`` (a plain
-            network's norms and head), ``"all"`` (all its weights) or ``"nothing"``.
+            trained), ``"activation_bases"`` (the same with bases from 300 training images), ``"channel_scaling"`` (the
+            same with weights on channels, under their penalty), ``"norms"`` (a plain network's norms and head),
+            ``"all"`` (all its weights) or ``"nothing"``.
         run: takes the transferred network and the trainer, and yields a network for each ratio.
     """
 
@@ -55,7 +56,10 @@ CONTESTANTS = {
     "torch-pruning taylor, frozen": Contestant("norms", TorchPruning("taylor", finetune=False)),
     "small from scratch": Contestant("nothing", small_from_scratch),
     "truncated svd": Contestant("norms", truncated_svd),
-    "default, distilled": Contestant("bases", Recipe(channels=True, distillation=True)),
+    "default, distilled": Contestant("bases", Recipe(channels=True, distilled_from=0.0)),
+    "default, distilled at the end": Contestant("bases", Recipe(channels=True, distilled_from=0.98)),
+    "default, compensated": Contestant("bases", Recipe(channels=True, compensation=True)),
+    "channel scaling": Contestant("channel_scaling", channel_scaling),
     "data-aware": Contestant("activation_bases", Recipe(compensation=True)),
     "singular value": Contestant("bases", Recipe("singular_value")),
     "scaling": Contestant("bases", Recipe("scaling")),
@@ -81,9 +85,13 @@ def transferred(start: str, network: nn.Module, trainer: Trainer, kept: Path) ->
         network = mbp.decompose(network)
     elif start == "activation_bases":
         network = mbp.decompose(network, basis="activation", data=trainer.plain_batches(300))
+    loss: Loss = cross_entropy
+    if start == "channel_scaling":
+        network = mbp.add_channel_scaling(mbp.decompose(network), trainer.input_shape)
+        loss = mbp.ChannelScalingLoss(cross_entropy, network, CHANNEL_PENALTY)
     choose = {"norms": norms_and_head, "all": all_weights}.get(start, mbp.freeze_weights_)
     if not kept.exists():
-        trainer.train(network, choose(network), settings.transfer_epochs, rate)
+        trainer.train(network, choose(network), settings.transfer_epochs, rate, loss)
         torch.save({"state": network.state_dict(), "seconds": time.process_time() - began}, kept)
     else:
         choose(network)

@@ -12,6 +12,9 @@ from torch import nn
 
 import monai_basisprune as mbp
 
+CHANNEL_PENALTY = 1e-4
+"""Factor of the L1 penalty of channel scaling."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -20,10 +23,10 @@ class Recipe:
     Attributes:
         criterion: ``"taylor"``, ``"scaling"`` or ``"singular_value"``.
         channels: whether channels are pruned together with bases, under one budget.
-        operations: whether each round removes its share of the operations as well, with the same scores.
+        operations: whether each round removes its share of the operations as well.
         per_parameter: whether the scores of bases are divided by what one costs, as joint pruning does by itself.
-        compensation: whether the scaling is fitted to the unpruned network's outputs after each cut, from 100 images.
-        distillation: whether the outputs of the unpruned network are learned from as well.
+        compensation: whether what is left is fitted to the outputs before the cut, after each, from 100 images.
+        distilled_from: the ratio from which on the outputs of the unpruned network are learned from as well, or None.
     """
 
     criterion: str = "taylor"
@@ -31,31 +34,48 @@ class Recipe:
     operations: bool = False
     per_parameter: bool = False
     compensation: bool = False
-    distillation: bool = False
+    distilled_from: float | None = None
 
     def __call__(self, network: nn.Module, trainer: Trainer) -> Iterator[Step]:
         """Prune a transferred, decomposed network in rounds."""
         settings = trainer.settings
-        unpruned = copy.deepcopy(network) if self.compensation else None
         loss: Loss = cross_entropy
-        if self.distillation:
+        if self.distilled_from is not None:
             loss = distillation = mbp.DistillationLoss()
             distillation.start(network)
         scores = _Scores(network, trainer, self)
         with contextlib.closing(scores):
             if scores.collecting:
-                scores.score_pass(trainer, loss)
+                scores.score_pass(trainer)
             for ratio in settings.ratios:
+                before = copy.deepcopy(network) if self.compensation else None
                 try:
                     scores.cut(ratio)
                 except mbp.BudgetError:
                     return  # not even one basis in every layer is that small
-                if unpruned is not None:
-                    mbp.compensate_(network, unpruned, trainer.plain_batches(100))
+                if before is not None:
+                    mbp.compensate_(network, before, trainer.plain_batches(100))
+                if self.distilled_from is not None:
+                    distillation.resting = ratio < self.distilled_from
                 parameters = mbp.freeze_weights_(network)
                 # the scores come from the second half of a round, when the network has recovered from the cut
                 trainer.train(network, parameters, settings.round_epochs, settings.learning_rate, loss, scores.add)
                 yield ratio, network
+
+
+def channel_scaling(network: nn.Module, trainer: Trainer) -> Iterator[Step]:
+    """Prune the channels of a network that was transferred with channel scaling, by what it has come to; no bases."""
+    settings, shape = trainer.settings, trainer.input_shape
+    importance = mbp.ChannelScalingImportance(network, shape)
+    loss = mbp.ChannelScalingLoss(cross_entropy, network, CHANNEL_PENALTY)
+    for ratio in settings.ratios:
+        try:
+            mbp.prune_channels_(network, importance.scores(), mbp.Budget(parameters=ratio), shape)
+        except mbp.BudgetError:
+            return  # not even one channel in every group is that small
+        importance.reset()
+        trainer.train(network, mbp.freeze_weights_(network), settings.round_epochs, settings.learning_rate, loss)
+        yield ratio, network
 
 
 class _Scores:
@@ -68,46 +88,39 @@ class _Scores:
         self.bases = kinds.get(recipe.criterion, mbp.TaylorImportance)(network, normalization=normalization)
         self.channels = mbp.ChannelTaylorImportance(network, self.input_shape) if recipe.channels else None
         self.collecting = [one for one in (self.bases, self.channels) if hasattr(one, "accumulate")]
-        self.settled = False
+        self.settled = True
 
-    def score_pass(self, trainer: Trainer, loss: Loss) -> None:
-        """Collect gradients over the training images once, without training."""
+    def score_pass(self, trainer: Trainer) -> None:
+        """Collect gradients over half of the training images, without training, for the first cut."""
         network = self.network.train()
-        for x, labels in trainer.labeled_batches():
+        for x, labels in trainer.labeled_batches()[::2]:
             network.zero_grad()
-            loss(network(x), labels).backward()
+            cross_entropy(network(x), labels).backward()
             self.add(1.0)
 
     def add(self, done: float) -> None:
-        """Add the gradients of one batch; those of the first half of a round are forgotten when it is over."""
-        if done >= 0.5 and not self.settled:
-            self.reset()
-            self.settled = True
-            return  # new gates have no gradient yet
-        for one in self.collecting:
-            one.accumulate()
-
-    def reset(self) -> None:
-        """Start anew."""
-        self.settled = False
+        """Add the gradients of one batch of the second half of a round; before that, the gates are off."""
+        if done < 0.5:
+            return
+        if self.settled:
+            for one in self.collecting:
+                one.accumulate()
+            return
+        self.settled = True  # new gates have no gradient yet
         for one in self.collecting:
             one.reset()
 
     def cut(self, ratio: float) -> None:
         """Prune, and forget the scores."""
-        budget, bases = mbp.Budget(parameters=ratio), self.bases.scores()
+        bases, macs = self.bases.scores(), ratio if self.operations else None
+        budget = mbp.Budget(parameters=ratio, macs=macs, input_shape=self.input_shape)
         if self.channels is None:
             mbp.prune_(self.network, bases, budget)
         else:
-            channels = self.channels.scores()
-            result = mbp.prune_jointly_(self.network, bases, channels, budget, self.input_shape)
-            if self.operations and result.mac_reduction < ratio:
-                bases = {name: bases[name][kept] for name, kept in result.kept_bases.items()}
-                channels = {name: channels[name][kept] for name, kept in result.kept_channels.items()}
-                self.channels.reset()  # its gates are those of the channels before the cut
-                budget = mbp.Budget(macs=ratio, input_shape=self.input_shape)
-                mbp.prune_jointly_(self.network, bases, channels, budget, self.input_shape)
-        self.reset()
+            groups = self.channels.groups
+            mbp.prune_jointly_(self.network, bases, self.channels.scores(), budget, self.input_shape, groups=groups)
+        self.settled = False
+        self.close()
 
     def close(self) -> None:
         """Take the gates off the network."""

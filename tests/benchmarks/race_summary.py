@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from race_data import Images, load
 
-from monai_basisprune.evidence import auc_interval, compare_auc
-
 MARGIN = 0.01
+RESAMPLES = 2000
 
 
 def summarize(data: Path, output: Path) -> dict[str, Any]:
     """Pool the folds of each contestant, and compare each cut with the transferred, unpruned network.
 
-    A seed counts once it has all its folds. The AUC is the mean of the seeds'; its interval and that of the
-    difference count every patient once, however many seeds there are.
+    A seed counts once it has all its folds; scores are compared within a seed, never between two. AUC and change are
+    the mean of the seeds'; their intervals are percentiles of a bootstrap of patients, who are drawn for all seeds
+    together, so more seeds do not make patients more.
     """
     runs = [json.loads(file.read_text()) for file in sorted(output.glob("*.json"))]
     rows = []
@@ -57,27 +57,42 @@ def _pooled(runs: list[dict[str, Any]], images: Images) -> dict[tuple[int, float
 
 
 def _row(steps: list[dict[str, Any]], references: list[dict[str, Any] | None]) -> dict[str, Any]:
-    labels, scores, patients = (np.concatenate([step[key] for step in steps]) for key in _COLUMNS)
-    each = [auc_interval(step["labels"], step["scores"], step["patients"], resamples=200).auc for step in steps]
-    interval = auc_interval(labels, scores, patients)
+    patients = np.unique(steps[0]["patients"], return_inverse=True)[1]
+    drawn = np.random.default_rng(0).multinomial(
+        patients.max() + 1, [1 / (patients.max() + 1)] * (patients.max() + 1), RESAMPLES
+    )
+    # the first row counts every patient once, each of the others draws as many patients with replacement
+    weights = np.concatenate([np.ones((1, drawn.shape[1])), drawn])[:, patients]
+    aucs = np.stack([_weighted_aucs(step, weights) for step in steps])
     row: dict[str, Any] = {
-        "auc": round(float(np.mean(each)), 4),
-        "auc_by_seed": [round(auc, 4) for auc in each],
-        "low": _rounded(interval.low),
-        "high": _rounded(interval.high),
+        "auc": round(float(aucs[:, 0].mean()), 4),
+        "auc_by_seed": aucs[:, 0].round(4).tolist(),
+        **_interval(aucs, ""),
         **{key: float(np.median([step[key] for step in steps])) for key in ("parameters", "macs", "latency_ms")},
         "seconds": round(float(np.mean([step["seconds"] for step in steps])), 1),
     }
     if all(reference is not None for reference in references):
-        before = np.concatenate([reference["scores"] for reference in references if reference is not None])
-        change = compare_auc(labels, before, scores, patients, margin=MARGIN)
-        row |= {"change": round(change.difference, 4), "change_low": _rounded(change.low)}
-        row |= {"change_high": _rounded(change.high), "non_inferior": change.non_inferior}
+        changes = aucs - np.stack([_weighted_aucs(one, weights) for one in references if one is not None])
+        row |= {"change": round(float(changes[:, 0].mean()), 4), "change_by_seed": changes[:, 0].round(4).tolist()}
+        row |= _interval(changes, "change_")
+        row["non_inferior"] = row["change_low"] > -MARGIN
     return row
 
 
-_COLUMNS = ("labels", "scores", "patients")
+def _interval(values: np.ndarray, prefix: str) -> dict[str, float]:
+    """Return the percentiles of the mean over seeds: every seed is counted with the same patients at a time."""
+    low, high = np.nanpercentile(values.mean(axis=0)[1:], [2.5, 97.5])
+    return {f"{prefix}low": round(float(low), 4), f"{prefix}high": round(float(high), 4)}
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _weighted_aucs(step: dict[str, Any], weights: np.ndarray) -> np.ndarray:
+    """Return the AUC of one seed for each row of weights of the images; ties count half, one class alone gives NaN."""
+    places = np.unique(step["scores"], return_inverse=True)[1]
+    order = np.argsort(places)
+    starts = np.flatnonzero(np.diff(places[order], prepend=-1))
+    of_class = [weights * (step["labels"] == label) for label in (0, 1)]
+    negative, positive = (np.add.reduceat(one[:, order], starts, axis=1) for one in of_class)
+    below = negative.cumsum(axis=1) - 0.5 * negative
+    pairs = negative.sum(axis=1) * positive.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((below * positive).sum(axis=1) / pairs)

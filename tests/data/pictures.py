@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from monai_basisprune.data.image_classes import LabelSettings
+from monai_basisprune.data.image_folder import prepare_image_datalist
+from monai_basisprune.errors import CohortError
+
 CLASSES = ("healthy", "ill", "unclear")
+SECTIONS = ("training", "validation", "test")
 
 
 def gray(seed: int, size: int = 12) -> np.ndarray:
@@ -47,3 +53,20 @@ def write_npz(path: Path, classes: int = 3, findings: int = 0, count: int = 12, 
     arrays |= changes
     np.savez_compressed(path, **{name: values for name, values in arrays.items() if values is not None})
     return path
+
+
+def prepare(root: Path, work: Path | None = None, on_problem: str = "raise", **settings: Any) -> dict[str, Any]:
+    """Return the datalist of a folder of pictures."""
+    settings = {"label_kind": "single", **settings}
+    seed = settings.pop("seed", 0)
+    output = (work or root.parent / "work") / "datalist.json"
+    return prepare_image_datalist(
+        root, output, LabelSettings(**settings), seed=seed, on_problem=on_problem, progress=False
+    )
+
+
+def problems(root: Path, **settings: Any) -> str:
+    """Return why a folder of pictures cannot be used."""
+    with pytest.raises(CohortError) as error:
+        prepare(root, **settings)
+    return str(error.value)

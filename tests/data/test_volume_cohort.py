@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from volume_files import affine, nifti, series, table, values
 
-from monai_basisprune.data import Cohort, VolumePreparation, load_split, prepare_volume_datalist, read_volume_cohort
-from monai_basisprune.data.volume_preflight import cross_check_volumes, find_volumes, inspect_volumes
+from monai_basisprune.data import Cohort, load_split, prepare_volume_datalist, read_volume_cohort
+from monai_basisprune.data.volume_preflight import find_volumes, inspect_volumes
 from monai_basisprune.errors import CohortError, ConfigurationError
-from monai_basisprune.files import sha256_of
-from monai_basisprune.inference import list_volumes
 
 MARK = "ZQXDOE"
 
@@ -154,16 +152,6 @@ def test_copies_are_found_under_other_names_and_compressions(tmp_path: Path) -> 
     assert all("2 volumes (#" in text and "hold the same voxels; keep one" in text for text in found)
 
 
-def test_a_series_in_two_folders_is_found(tmp_path: Path) -> None:
-    folder = write_cohort(tmp_path / "c")
-    other = folder / "rest"
-    shutil.copytree(folder / f"{MARK}_7", other)
-    sorted(other.iterdir())[0].unlink()
-    records = inspect_volumes(folder, find_volumes(folder)[0], progress=False)
-    texts = [str(problem) for problem in cross_check_volumes(records)]
-    assert [text for text in texts if "is in 2 folders" in text and "put the series into one" in text]
-
-
 @pytest.mark.parametrize(("labels", "words"), [("00000001", "of 'positive'"), ("00000000", "missing: positive")])
 def test_a_class_with_one_case_or_none(tmp_path: Path, labels: str, words: str) -> None:
     folder = write_cohort(tmp_path / "c")
@@ -237,50 +225,3 @@ def test_a_volume_outside_of_the_window_is_refused(tmp_path: Path) -> None:
     (found,) = problems(folder, window=(-1000, 400))
     assert "shows nothing in the window from -1000 to 400, its values run from 4" in found
     assert len(read(folder).cases) == 8
-
-
-# --- without labels
-
-
-def test_the_volumes_of_a_folder_are_listed(tmp_path: Path) -> None:
-    folder = write_cohort(tmp_path / "c")
-    cases = list_volumes(folder, progress=False)
-    assert len(cases) == 8
-    assert all(set(case) == {"image", "case_id", "problem"} for case in cases)
-    hashes = [case["case_id"] for case in cases if "." not in case["case_id"]]
-    assert sorted(hashes) == sorted(sha256_of(path) for path in folder.glob("*.nii.gz"))  # as sha256sum prints it
-    assert sum("." in case["case_id"] for case in cases) == 2
-    assert not any(MARK in case["case_id"] or case["problem"] for case in cases)
-
-
-def test_a_damaged_volume_stops_the_list_or_stays_in_it_with_the_reason(tmp_path: Path) -> None:
-    folder = write_cohort(tmp_path / "c")
-    (folder / f"{MARK}_0.nii.gz").write_bytes(b"x" * 500)
-    with pytest.raises(CohortError, match=r"1 of 8 volumes cannot be used.*--on_problem") as caught:
-        list_volumes(folder, progress=False)
-    assert MARK not in str(caught.value)
-    cases = list_volumes(folder, "skip", progress=False)
-    assert len(cases) == 8
-    (bad,) = (case for case in cases if case["problem"])
-    assert "is not a NIfTI file" in bad["problem"]
-    assert bad["case_id"] == "volume #1 of the sorted list (500 bytes)"
-    with pytest.raises(CohortError, match="holds no volume that can be read"):
-        list_volumes(_only(tmp_path / "bad", b"x"), "skip", progress=False)
-    with pytest.raises(CohortError, match="is not a folder"):
-        list_volumes(None)
-
-
-def test_a_volume_that_the_network_would_see_as_empty_is_not_predicted(tmp_path: Path) -> None:
-    folder = write_cohort(tmp_path / "c")
-    nifti(folder / f"{MARK}_0.nii.gz", values(0) + 5000)
-    how = VolumePreparation((16, 16, 16)).to_dict()
-    with pytest.raises(CohortError, match="1 of 8 volumes cannot be used") as caught:
-        list_volumes(folder, preparation=how, progress=False)
-    assert "shows nothing in the window from -1000 to 400" in str(caught.value)
-    assert not [case for case in list_volumes(folder, preparation={**how, "intensity": "zscore"}) if case["problem"]]
-
-
-def _only(folder: Path, content: bytes) -> Path:
-    folder.mkdir()
-    (folder / "a.nii").write_bytes(content)
-    return folder

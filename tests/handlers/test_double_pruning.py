@@ -145,6 +145,24 @@ def test_channels_can_have_budgets_of_their_own():
     assert sum(layer.rank() for _, layer in decomposed_layers(session.network)) <= 0.5 * total
 
 
+def test_distillation_waits_until_the_share_is_gone():
+    loss = DistillationLoss(weight=0.8)
+    session = Session([{"parameters": 0.4}, {"parameters": 0.7}], distillation=loss, distilled_from=0.6)
+    resting: list[bool] = []
+    engine = session.engine()
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: resting.append(loss.resting))
+    engine.run()
+    assert resting == [False, True, False, False]  # not started, one cut, both cuts
+    assert session.pruning.describe()["distillation"] == {"weight": 0.8, "temperature": 2.0, "from": 0.6}
+    again = Session([{"parameters": 0.4}], distillation=DistillationLoss(), distilled_from=0.6)
+    again.engine().run()
+    fresh = Session([{"parameters": 0.4}], distillation=DistillationLoss(), distilled_from=0.6)
+    fresh.pruning.load_state_dict(again.pruning.state_dict())
+    assert fresh.pruning.distillation.resting is True
+    with pytest.raises(ValueError, match="distilled_from is a share of the parameters"):
+        Session(distillation=loss, distilled_from=1.0)
+
+
 @pytest.mark.parametrize(("at", "distilled"), [(1, False), (2, False), (3, False), (4, False), (1, True), (3, True)])
 def test_a_run_that_was_interrupted_and_resumed_is_the_run_that_was_not(tmp_path, at, distilled):
     loss = {"distillation": DistillationLoss(weight=0.8)} if distilled else {}

@@ -14,13 +14,16 @@ from monai_basisprune.handlers import EpochSeedHandler
 from .engines import cases
 
 
-def batches_of(epochs: int, seed: int | None, disturb: bool, start: int = 0, workers: int = 0) -> list[torch.Tensor]:
+def batches_of(
+    epochs: int, seed: int | None, disturb: bool, start: int = 0, workers: int = 0, own: bool = False
+) -> list[torch.Tensor]:
     """Return the images of all batches from an epoch on, in the order in which an engine gets them."""
     transform = Compose(
         [RandAffined(keys="image", prob=0.9, rotate_range=0.5), RandGaussianNoised(keys="image", prob=0.5)]
     )
     data = CacheDataset(cases(), transform, progress=False, num_workers=0)
-    loader = DataLoader(data, batch_size=4, shuffle=True, num_workers=workers)
+    generator = torch.Generator() if own else None
+    loader = DataLoader(data, batch_size=4, shuffle=True, num_workers=workers, generator=generator)
     seen: list[torch.Tensor] = []
     engine = Engine(lambda _, batch: seen.append(batch["image"].clone()))
     EpochSeedHandler(seed).attach(engine)
@@ -38,11 +41,11 @@ def batches_of(epochs: int, seed: int | None, disturb: bool, start: int = 0, wor
     return seen
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_draws_what_it_draws_whatever_ran_before(workers: int):
-    whole = batches_of(3, 5, disturb=False, workers=workers)
+@pytest.mark.parametrize(("workers", "own"), [(0, False), (2, False), (0, True)])
+def test_an_epoch_draws_what_it_draws_whatever_ran_before(workers: int, own: bool):
+    whole = batches_of(3, 5, disturb=False, workers=workers, own=own)
     torch.rand(7), np.random.rand(7)  # noqa: NPY002
-    later = batches_of(3, 5, disturb=False, start=1, workers=workers)
+    later = batches_of(3, 5, disturb=False, start=1, workers=workers, own=own)
     assert len(later) == 6
     assert all(torch.equal(a, b) for a, b in zip(whole[3:], later, strict=True))
     assert not torch.equal(torch.cat(whole[:3]), torch.cat(whole[3:6]))

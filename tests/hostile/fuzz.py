@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -185,6 +186,7 @@ def smaller(
 def _work(connection: Connection, folder: Path, seed: int) -> None:
     """Judge the inputs whose numbers come in, until there are no more: what the child process does."""
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
     signal.signal(signal.SIGPROF, _alarm)  # of the processor's time: a busy machine is no hang
     null = open(os.devnull, "w")  # noqa: SIM115  # of the whole process; the readers print
     sys.stdout = null

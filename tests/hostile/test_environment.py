@@ -98,14 +98,18 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_network(disk: Path) ->
         before.update({path.name: path.read_bytes() for path in disk.iterdir()})
         fill(disk)
 
-    with pytest.raises(BasisPruneError, match=r"ended in epoch 2\..*make room, or pass --output_dir.*left as it is"):
+    with pytest.raises(
+        BasisPruneError, match=r"ended in epoch 2\..*make room, or let the results go to another disk.*left as it is"
+    ):
         run(disk, act)
     assert {path.name: path.read_bytes() for path in disk.iterdir() if path.name != "other"} == before
     assert len(networks_in(disk)) == 1
 
 
 def test_a_disk_without_room_is_an_error_before_the_training(disk: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"output_dir has 0 MiB left, and .* may need \d+ MiB: make room"):
+    with pytest.raises(
+        ConfigurationError, match=r"The folder of the results has 0 MiB left, and .* may need \d+ MiB: make room"
+    ):
         run(disk, files=10_000)
     assert list(disk.iterdir()) == []
 
@@ -123,7 +127,9 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_limit_on_files_ends_the_training_and_keeps_the_last_network(tmp_path: Path) -> None:
     limit = largest_file(1000)
     try:
-        with pytest.raises(BasisPruneError, match=r"ended in epoch 2\..*make room, or pass --output_dir"):
+        with pytest.raises(
+            BasisPruneError, match=r"ended in epoch 2\..*make room, or let the results go to another disk"
+        ):
             run(tmp_path, limit.__enter__)
     finally:
         limit.__exit__(None, None, None)
@@ -133,7 +139,9 @@ def test_a_limit_on_files_ends_the_training_and_keeps_the_last_network(tmp_path:
 
 def test_a_read_only_folder_is_an_error_before_the_training(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    with pytest.raises(ConfigurationError, match=r"output_dir cannot be written to \(Read-only file system\)"):
+    with pytest.raises(
+        ConfigurationError, match=r"The folder of the results cannot be written to \(Read-only file system\)"
+    ):
         run(disk)
 
 
@@ -145,19 +153,21 @@ def test_a_folder_that_becomes_read_only_ends_the_training(disk: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_an_error_before_the_training(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("")
-    with pytest.raises(ConfigurationError, match="output_dir cannot be written to"):
+    with pytest.raises(ConfigurationError, match="The folder of the results cannot be written to"):
         run(tmp_path / "output")
 
 
 def test_a_lost_drive_ends_the_training_and_nothing_is_written_in_its_place(disk: Path) -> None:
-    with pytest.raises(BasisPruneError, match="output_dir is gone, or another folder than when the run started"):
+    with pytest.raises(
+        BasisPruneError, match="The folder of the results is gone, or another one than when the run started"
+    ):
         run(disk, lambda: subprocess.run(["umount", "-l", str(disk)], check=True))
     assert list(disk.iterdir()) == []
 
 
 def test_a_folder_that_vanishes_ends_the_training_and_nothing_is_written_in_its_place(tmp_path: Path) -> None:
     folder, away = tmp_path / "output", tmp_path / "away"
-    with pytest.raises(BasisPruneError, match="output_dir is gone, or another folder"):
+    with pytest.raises(BasisPruneError, match="The folder of the results is gone, or another one"):
         run(folder, lambda: shutil.move(folder, away))
     assert not folder.exists()
     assert len(networks_in(away)) == 1

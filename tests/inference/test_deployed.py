@@ -9,10 +9,16 @@ import torch
 from monai_basisprune import __version__
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.files import sha256_of
-from monai_basisprune.inference import identify_algorithm, load_deployed, read_deployment
+from monai_basisprune.inference import (
+    DEPLOYMENT_KEYS,
+    identify_algorithm,
+    image_kind,
+    load_deployed,
+    read_deployment,
+)
 
 from ..networks import tiny_classifier
-from .deployments import CARRIED, deploy
+from .deployments import CARRIED, deploy, deployment_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -94,14 +100,31 @@ def test_an_optimized_network_gives_the_same_within_rounding(tmp_path: Path) -> 
         torch.testing.assert_close(fast, load_deployed(tmp_path)(x), rtol=1e-4, atol=1e-5)
 
 
-def test_other_keys_can_be_asked_for(tmp_path: Path) -> None:
-    deploy(tmp_path, **CARRIED, spacing=[1.0, 1.0, 2.0])
-    assert read_deployment(tmp_path, ("class_names", "spacing")) == {
-        "class_names": ["negative", "positive"],
-        "spacing": [1.0, 1.0, 2.0],
-    }
-    with pytest.raises(ConfigurationError, match=r"does not carry \['window'\]"):
-        read_deployment(tmp_path, ("class_names", "window"))
+@pytest.mark.parametrize("kind", list(DEPLOYMENT_KEYS))
+def test_a_network_tells_what_its_images_are(kind: str, tmp_path: Path) -> None:
+    carried = deployment_of(kind)
+    deploy(tmp_path, **carried)
+    assert tuple(carried) == DEPLOYMENT_KEYS[kind]
+    assert read_deployment(tmp_path) == read_deployment(tmp_path, kind) == carried
+    assert image_kind(carried) == kind
+    for other in set(DEPLOYMENT_KEYS) - {kind}:
+        words = rf"is a network for {kind}, one for {other} was asked for: pass --output_dir .* bundle for {kind}"
+        with pytest.raises(ConfigurationError, match=words):
+            read_deployment(tmp_path, other)
+
+
+@pytest.mark.parametrize("missing", ["spacing", "window", "class_names"])
+def test_a_network_of_volumes_that_lacks_one_of_them_is_refused(missing: str, tmp_path: Path) -> None:
+    carried = deployment_of("volumes")
+    deploy(tmp_path, **{key: value for key, value in carried.items() if key != missing})
+    with pytest.raises(ConfigurationError, match=rf"does not carry \['{missing}'\]"):
+        read_deployment(tmp_path)
+
+
+def test_volumes_that_could_not_be_prepared_are_refused(tmp_path: Path) -> None:
+    deploy(tmp_path, **{**deployment_of("volumes"), "spacing": [1, 0, 1]})
+    with pytest.raises(ConfigurationError, match="spacing must be null or three numbers"):
+        read_deployment(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +136,7 @@ def test_other_keys_can_be_asked_for(tmp_path: Path) -> None:
         ("intensity_std", "1"),
         ("class_names", ["$__import__('os')", "b"]),
         ("class_names", "ab"),
+        ("label_kind", "both"),
     ],
 )
 def test_values_that_cannot_be_are_refused(key: str, value: Any, tmp_path: Path) -> None:

@@ -7,25 +7,27 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from monai_basisprune.data import read_radiograph
 from monai_basisprune.errors import CohortError, ConfigurationError
 from monai_basisprune.inference import (
     CaseDataset,
+    input_shape,
     load_deployed,
     predict_cases,
     predict_folder,
-    radiograph_preparation,
 )
 
-from ..bundle_runs import CONFIGS, ROOT, write_cohort
-from .deployments import CARRIED, deploy
+from ..bundle_runs import ROOT, write_cohort
+from ..data.pictures import write_folders, write_npz
+from ..data.volume_files import nifti, series
+from .deployments import CARRIED, Brightness, deploy, deployment_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -119,22 +121,10 @@ def test_several_labels_get_a_sigmoid_each() -> None:
     assert found.case_ids == list("01234")
 
 
-def test_images_are_prepared_as_in_the_bundle(cohort: Path) -> None:
-    parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text()))
-    parser["deployment"] = {**CARRIED, "image_channels": 3}
-    parser["dataset#data"] = []
-    bundled = parser.get_parsed_content("dataset").transform
-    path = next((cohort / "images").iterdir())
-    ours = radiograph_preparation({**CARRIED, "image_channels": 3})({"image": path})["image"]
-    theirs = bundled({"image": path})["image"]
-    assert ours.shape == (3, 8, 8)
-    assert torch.equal(ours, theirs)
-
-
 BLOCKED = ("sklearn", "scipy", "matplotlib", "jinja2", "ignite", "torch_pruning", "onnx", "highdicom")
 OURS = ("handlers", "evidence", "report", "workflow", "cli")
 LEAN = f"""
-import sys
+import json, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -144,11 +134,19 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from monai_basisprune.inference.__main__ import main
-code = main(sys.argv[1:])
+for words in json.loads(sys.argv[1]):
+    code = main(words)
 held = sorted({{name.split(".")[0] for name in sys.modules}} & set({BLOCKED!r}))
 assert not held, held
 sys.exit(code)
 """
+
+
+def run_lean(*commands: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run commands, in one process where nothing that training needs can be imported; its code is that of the last."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-c", LEAN, json.dumps(commands)]
+    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_the_plain_network_needs_nothing_that_training_needs(cohort: Path, tmp_path: Path) -> None:
@@ -165,18 +163,54 @@ def test_the_plain_network_needs_nothing_that_training_needs(cohort: Path, tmp_p
         "1",
     ]
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", LEAN, *words, *more]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-
-    done = run("--on_problem", "skip")
+    done = run_lean([*words, "--on_problem", "skip"])
     assert done.returncode == 3, done.stderr
     assert "predictions written to predictions_file" in done.stdout
     assert "1 of" in done.stderr
     assert str(tmp_path) not in done.stdout + done.stderr
     assert len(rows_of(tmp_path / "p.csv")) == len(list((cohort / "images").iterdir()))
-    done = run()
+    done = run_lean(words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-2].startswith("monai-basisprune: 1 of")
     assert "Traceback" not in done.stderr
+
+
+def write_volumes(folder: Path) -> Path:
+    nifti(folder / "a.nii.gz")
+    series(folder / "ct")
+    (folder / "b.nii").write_bytes(b"x" * 400)
+    return folder
+
+
+def write_pictures(folder: Path) -> Path:
+    (write_folders(folder, 1) / "b.png").write_bytes(b"x" * 400)
+    return folder
+
+
+def test_volumes_and_pictures_need_no_more(tmp_path: Path) -> None:
+    runs: list[tuple[str, dict[str, Any], Path, int]] = [
+        ("volumes", {}, write_volumes(tmp_path / "volumes"), 3),
+        ("volumes", {"spacing": [2.0, 2.0, 2.0], "intensity": "percentiles"}, tmp_path / "volumes", 3),
+        ("pictures", {"label_kind": "multi"}, write_pictures(tmp_path / "pictures"), 4),
+        ("pictures", {}, write_npz(tmp_path / "new.npz", count=1), 3),
+    ]
+    commands = []
+    for number, (kind, changes, images, _) in enumerate(runs):
+        deployment = deployment_of(kind, **changes)
+        deploy(tmp_path / f"out{number}", Brightness(input_shape(deployment), 2), **deployment)
+        words = [
+            "predict",
+            str(images),
+            str(tmp_path / f"{number}.csv"),
+            "--output_dir",
+            str(tmp_path / f"out{number}"),
+        ]
+        commands.append([*words, "--num_workers", "0", "--on_problem", "skip"])
+    done = run_lean(*commands)
+    assert done.returncode == 0, done.stderr  # that of the last, of which no image is damaged
+    assert str(tmp_path) not in done.stdout + done.stderr
+    for number, (_, _, images, cases) in enumerate(runs):
+        rows = rows_of(tmp_path / f"{number}.csv")
+        assert len(rows) == cases
+        assert [bool(row[1]) for row in rows] == [not row[3] for row in rows]
+        assert any(row[3] for row in rows) == images.is_dir()

@@ -13,6 +13,7 @@ from monai_basisprune.inference import (
     PredictedCases,
     check_report_folder,
     identify_algorithm,
+    input_shape,
     list_radiographs,
     list_volumes,
     predict_folder,
@@ -21,8 +22,8 @@ from monai_basisprune.inference import (
 from monai_basisprune.inference.structured_report import RESEARCH_TEXT
 
 from ..data.radiograph_files import radiograph, save, uid
-from ..data.volume_files import series
-from .deployments import CARRIED, deploy
+from ..data.volume_files import nifti, series
+from .deployments import CARRIED, Brightness, deploy, deployment_of
 
 sr = pytest.importorskip("highdicom.sr")
 
@@ -165,3 +166,50 @@ def test_a_series_is_one_case_and_other_files_of_its_folder_are_none_of_it(tmp_p
     with pytest.raises(CohortError, match="none was written") as caught:
         write_structured_reports(cases, predictions, ["a", "b"], algorithm, tmp_path / "more")
     assert caught.value.problems == (f"case {cases[0]['case_id']}: no DICOM image (InvalidDicomError)",)
+
+
+def test_series_of_one_study_are_in_one_report(tmp_path: Path) -> None:
+    """From a folder to reports: two series of one study, and one of another."""
+    deployment = deployment_of("volumes", class_names=["a", "b", "c"])
+    deploy(tmp_path / "out", Brightness(input_shape(deployment), 3), **deployment)
+    for number, study in ((1, 81), (2, 81), (3, 82)):
+        series(tmp_path / "images" / f"ct{number}", seed=number, StudyInstanceUID=uid(study))
+    table, folder = tmp_path / "p.csv", tmp_path / "reports"
+    predict_folder(tmp_path / "out", tmp_path / "images", table, sr_dir=folder, num_workers=0, progress=False)
+    rows = {row[0]: [float(x) for x in row[1:4]] for row in (x.split(",") for x in table.read_text().splitlines()[1:])}
+    by_study = {}
+    for path in folder.iterdir():
+        report = pydicom.dcmread(path)
+        by_study[report.StudyInstanceUID] = [
+            (
+                {source.referenced_sop_instance_uid for source in group.source_images},
+                [measurement.value for measurement in group.get_measurements()],
+            )
+            for group in sr.MeasurementReport.from_sequence([report], is_root=True).get_image_measurement_groups()
+        ]
+    assert {study: len(groups) for study, groups in by_study.items()} == {uid(81): 2, uid(82): 1}
+    for groups in by_study.values():
+        for sources, probabilities in groups:
+            slices = [pydicom.dcmread(path) for path in (tmp_path / "images").rglob("IM*")]
+            (name,) = {one.SeriesInstanceUID for one in slices if one.SOPInstanceUID in sources}
+            assert len(sources) == 6
+            np.testing.assert_allclose(probabilities, rows[name], atol=1e-6)
+
+
+def test_nifti_files_and_pictures_have_no_study_which_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    deployment = deployment_of("volumes")
+    deploy(tmp_path / "out", Brightness(input_shape(deployment), 2), **deployment)
+    series(tmp_path / "images" / "ct")
+    path = nifti(tmp_path / "images" / "Doe.NII.gz")
+    with pytest.raises(CohortError, match=r"1 of 2 volumes are NIfTI files.* or leave sr_dir out") as caught:
+        predict_folder(tmp_path / "out", path.parent, tmp_path / "p.csv", sr_dir=tmp_path / "sr", progress=False)
+    assert caught.value.problems == (f"case {sha256_of(path)}",)
+    deploy(tmp_path / "other", Brightness((1, 8, 8), 2), **deployment_of("pictures"))
+    with pytest.raises(ConfigurationError, match="there are none of pictures: leave sr_dir out"):
+        predict_folder(tmp_path / "other", path.parent, tmp_path / "p.csv", sr_dir=tmp_path / "sr", progress=False)
+    assert not (tmp_path / "p.csv").exists()
+    path.write_bytes(b"x")  # one that is skipped needs no report
+    predict_folder(
+        tmp_path / "out", path.parent, tmp_path / "p.csv", "skip", tmp_path / "sr", num_workers=0, progress=False
+    )
+    assert len(list((tmp_path / "sr").iterdir())) == 1

@@ -20,8 +20,9 @@ from monai_basisprune.data.identifiers import known
 from monai_basisprune.errors import BasisPruneError, CohortError, ConfigurationError, PlanMismatchError
 from monai_basisprune.evidence import auc_interval, compare_auc
 from monai_basisprune.workflow.bundle import PrunedBundle
+from monai_basisprune.workflow.bundle_run import BundleRun
 from monai_basisprune.workflow.bundle_training import load_engines, read_training, shown_problems, usable_predictions
-from monai_basisprune.workflow.existing_bundle import _Run, prune_bundle
+from monai_basisprune.workflow.existing_bundle import prune_bundle
 
 from ..bundle_verification import MODES, network_of, verify_bundle
 from .source_bundles import SIZE, evaluate_config, write_data, write_source
@@ -255,6 +256,7 @@ def refuse(error: type[BasisPruneError], words: str, source: Path, output: Path,
     with pytest.raises(error, match=words) as caught:
         prune(source, output, data, **changes)
     assert not output.exists()
+    assert not output.with_name(f"{output.name}.unfinished").exists()
     assert str(data) not in str(caught.value)
     return str(caught.value)
 
@@ -330,7 +332,7 @@ def test_one_image_written_in_two_ways_is_one(source: Path, tmp_path: Path) -> N
 def test_what_would_fail_at_the_end_is_refused_at_the_start(
     source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Run, "__init__", lambda *arguments: pytest.fail("it went on"))
+    monkeypatch.setattr(BundleRun, "__init__", lambda *arguments: pytest.fail("it went on"))
     copy = changed(source, tmp_path / "source", lambda config: None)
     (copy / "data").symlink_to(tmp_path)
     refuse(ConfigurationError, "links to other folders.* in data: put the folders", copy, tmp_path / "new", data)
@@ -352,7 +354,7 @@ def test_missing_training_data_are_refused_in_words(source: Path, data: Path, tm
 def test_an_image_that_cannot_be_read_is_not_named(source: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "Doe^Jane", (16, 8, 8))
     (data / "case_003.npy").write_bytes(b"damaged")
-    text = refuse(ConfigurationError, "The bundle's training failed", source, tmp_path / "new", data)
+    text = refuse(ConfigurationError, "The bundle's training data cannot be read", source, tmp_path / "new", data)
     assert "Doe" not in text
 
 
@@ -423,7 +425,7 @@ def test_classes_instead_of_scores_are_refused(source: Path, data: Path, tmp_pat
     )
     refuse(ConfigurationError, "nothing but 0 and 1, classes instead of scores", copy, tmp_path / "new", data)
     assert "scripts.hard" not in sys.modules
-    assert not any("monai-basisprune-" in folder for folder in sys.path)
+    assert not any(".unfinished" in folder for folder in sys.path)
 
 
 def test_no_bundle_is_written_where_no_pruned_network_is_good_enough(source: Path, data: Path, tmp_path: Path) -> None:

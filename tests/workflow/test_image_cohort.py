@@ -9,15 +9,12 @@ import pytest
 import torch
 
 from monai_basisprune.errors import CohortError, ConfigurationError
-from monai_basisprune.handlers import Predictions
 from monai_basisprune.workflow import (
     classification_loss,
     find_class_names,
     image_evaluation_cases,
-    list_images,
     locate_images,
     prepare_image_cohort,
-    write_image_evaluation,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -137,17 +134,6 @@ def test_class_names_that_cannot_be_found(tmp_path: Path) -> None:
         find_class_names(tmp_path)
 
 
-def test_no_figure_of_classes_is_computed_while_a_picture_cannot_be_used(tmp_path: Path) -> None:
-    outputs = [[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]] * 3
-    predictions = Predictions(outputs, [0, 1, 2] * 3, [], [f"c{case}" for case in range(9)], [""] * 9)
-    assert write_image_evaluation(predictions, ["a", "b", "c"], tmp_path / "good.json")["auc"]["auc"] == 1.0
-    predictions.problems[4] = "cannot be read (OSError)"
-    with pytest.raises(CohortError, match="No figure is computed while cases cannot be used") as caught:
-        write_image_evaluation(predictions, ["a", "b", "c"], tmp_path / "bad.json")
-    assert caught.value.problems == ("c4: cannot be read (OSError)",)
-    assert not (tmp_path / "bad.json").exists()
-
-
 def test_losses() -> None:
     logits, labels = torch.tensor([[1.0, -2.0], [0.5, 0.1]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]])
     chances = logits.sigmoid()
@@ -157,20 +143,3 @@ def test_losses() -> None:
     assert classification_loss("single")(logits, torch.tensor([1, 0])).item() == pytest.approx(wanted.item(), rel=1e-6)
     with pytest.raises(ConfigurationError, match="label_kind must be one of"):
         classification_loss("both")
-
-
-def test_pictures_to_predict(tmp_path: Path) -> None:
-    root = write_folders(tmp_path / "images", 2)
-    (root / "Jane.png").write_bytes(b"nothing")
-    with pytest.raises(CohortError, match="1 problems were found in 7 files") as error:
-        list_images(root, progress=False)
-    assert "Jane" not in str(error.value)
-    cases = list_images(root, "skip", progress=False)
-    assert [bool(case["problem"]) for case in cases] == [True, *[False] * 6]
-    assert all(len(case["case_id"]) == 64 for case in cases[1:])
-    for path in root.rglob("*.png"):
-        path.write_bytes(b"nothing")
-    with pytest.raises(CohortError, match="dataset_dir holds no picture that can be read"):
-        list_images(root, "skip", progress=False)
-    with pytest.raises(CohortError, match="dataset_dir is not a folder"):
-        list_images(None)

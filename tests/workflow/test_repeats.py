@@ -15,7 +15,7 @@ import torch
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.report import load_study
 from monai_basisprune.report.stability import validate_stability
-from monai_basisprune.workflow.child_runs import setting_digests
+from monai_basisprune.workflow.child_runs import run_digests
 from monai_basisprune.workflow.cohort import PreparedCohort, prepare_cohort
 from monai_basisprune.workflow.repeat_process import LOG_FILE, RepeatTask, failure_reason, run_tasks
 from monai_basisprune.workflow.start import check_keys
@@ -40,18 +40,16 @@ SALT = b"a secret of 32 bytes or so, fixed"
 
 
 def test_settings_are_told_apart_without_their_values() -> None:
-    config = {"dataset_dir": "/data/Doe_John", "batch_size": 16, "parallel": 2, "output_dir": "a", "_about": "x"}
-    digests = setting_digests(config, "0" * 64, SALT)
+    config = {"pretrained": "/data/Doe_John.pt", "batch_size": 16, "parallel": 2, "output_dir": "a", "_about": "x"}
+    digests = run_digests({**config, "prune": ["$@study"]}, "0" * 64, SALT)
     assert "Doe" not in json.dumps(digests)
-    assert set(digests) == {
-        "dataset_dir", "batch_size", "(the images, their labels and their split)", "(the version)",
-    }  # fmt: skip
-    same = setting_digests({**config, "parallel": 4, "output_dir": "b", "_about": "y"}, "0" * 64, SALT)
-    assert same == digests
-    other = setting_digests({**config, "batch_size": 8}, "1" * 64, SALT)
+    assert set(digests) == {"pretrained", "batch_size", "(the images, their labels and their split)", "versions"}
+    moved = {**config, "parallel": 4, "output_dir": "b", "dataset_dir": "/c", "_about": "y"}
+    assert run_digests(moved, "0" * 64, SALT) == digests
+    other = run_digests({**config, "batch_size": 8}, "1" * 64, SALT)
     changed = {key for key in digests if other[key] != digests[key]}
     assert changed == {"batch_size", "(the images, their labels and their split)"}
-    assert setting_digests(config, "0" * 64, b"another")["dataset_dir"] != digests["dataset_dir"]
+    assert run_digests(config, "0" * 64, b"another")["pretrained"] != digests["pretrained"]
 
 
 def test_keys_of_repeats_are_known_with_their_configuration_and_nowhere_else() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import random
 import re
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+import torch.distributed as dist
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import get_seed
 
 from monai_basisprune.errors import ConfigurationError
@@ -350,3 +352,31 @@ def test_a_plain_value_in_a_group_that_nothing_uses_is_refused(key: str) -> None
     config["train"] = {**config["train"], key: 3}
     with pytest.raises(ConfigurationError, match=f"- train#{key}: nothing in this configuration uses it"):
         check_keys(config)
+
+
+def tracked_in_one_of_two(rank: int, folder: Path) -> None:
+    """Do what a process does that torchrun has started, and in which MONAI has written the configuration."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    written = folder / f"config_20260101_00000{rank}.json"
+    written.write_text("{}")
+    parser = ConfigParser(
+        {
+            "save_execute_config": str(written),
+            "initialize": ["$monai_basisprune.workflow.keep_one_tracked_config()"],
+        },
+        globals={"monai_basisprune": "monai_basisprune"},
+    )
+    parser.get_parsed_content("initialize")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="cannot fork")
+def test_of_several_processes_one_leaves_its_configuration(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=tracked_in_one_of_two, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [path.name for path in tmp_path.glob("config_*.json")] == ["config_20260101_000000.json"]

@@ -39,8 +39,18 @@ def test_the_shipped_targets_are_good(dataset_dir: str | None) -> None:
     assert targets[-1] >= 0.95
 
 
+def test_targets_can_be_of_parameters_and_macs_at_once() -> None:
+    budgets = make_budgets("parameters and macs", [0.5, 0.9], [1, 8, 8])
+    assert [vars(budget) for budget in budgets] == [
+        vars(Budget(parameters=share, macs=share, input_shape=(1, 8, 8))) for share in (0.5, 0.9)
+    ]
+
+
 def test_an_unknown_quantity_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="budget must be parameters, macs, bases or threshold, got 'flops'"):
+    with pytest.raises(
+        ConfigurationError,
+        match="budget must be parameters, macs, parameters and macs, bases or threshold, got 'flops'",
+    ):
         make_budgets("flops", [0.5], [1, 8, 8])
 
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.networks.nets import ResNet, resnet10, resnet18, resnet34
+from monai.utils import optional_import
 from torch import nn
 
 import monai_basisprune as mbp
@@ -15,7 +15,10 @@ from monai_basisprune.errors import ConfigurationError, InflationError, PlanMism
 from monai_basisprune.workflow.pretrained import pretrain_on_images
 from monai_basisprune.workflow.volume_pretrained import load_pretrained_volume, medicalnet_depth
 
+from ..bundle_runs import ROOT
 from ..networks import same_bits, snapshot
+
+CONFIGS = ROOT / "bundles" / "volume_classification" / "configs"
 
 
 def narrow(dimensions: int = 3, classes: int = 2, seed: int = 0, shortcut: str = "A", head: bool = True) -> ResNet:
@@ -56,24 +59,86 @@ def test_other_networks_have_no_medicalnet_weights(network: nn.Module) -> None:
         load_pretrained_volume(network, "medicalnet")
 
 
-def test_without_a_download_medicalnet_is_refused_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package that would fetch them cannot reach its host, or is not installed."""
+def medicalnet_network() -> ResNet:
+    torch.manual_seed(2)
+    return resnet10(n_input_channels=1, num_classes=2, shortcut_type="B", bias_downsample=False)
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
 
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    network = resnet10(n_input_channels=1, num_classes=2, shortcut_type="B", bias_downsample=False)
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of huggingface_hub, which is told that there is no network."""
+    hub = pytest.importorskip("huggingface_hub", reason="the extra medicalnet is not installed")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def plant_hub_cache(hub: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Write what is published, in its names, where huggingface_hub looks when there is no network."""
+    torch.manual_seed(5)
+    source = resnet10(n_input_channels=1, shortcut_type="B", bias_downsample=False, feed_forward=False)
+    for name, buffer in source.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+    folder, commit = hub / "models--TencentMedicalNet--MedicalNet-Resnet10", "0123456789abcdef" * 2 + "01234567"
+    path = folder / "snapshots" / commit / "resnet_10_23dataset.pth"
+    path.parent.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}}, path)
+    return path, source.state_dict()
+
+
+def test_medicalnet_weights_come_through_monai(hub: Path) -> None:
+    _, published = plant_hub_cache(hub)
+    network = medicalnet_network()
+    before = snapshot(network)
+    loaded = load_pretrained_volume(network, "medicalnet")
+    assert same_bits(snapshot(network), before)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, before[name] if name.startswith("fc.") else published[name]), name
+
+
+def test_the_shipped_configuration_reaches_the_medicalnet_weights(hub: Path) -> None:
+    _, published = plant_hub_cache(hub)
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "prune.json")])
+    parser["dataset_dir"] = "somewhere"  # medicalnet is the default then
+    parser["network_def"] = "@networks#resnet10"
+    network = parser.get_parsed_content("pretrained_network")
+    assert torch.equal(network.layer4[0].conv2.weight, published["layer4.0.conv2.weight"])
+
+
+def test_without_a_connection_the_error_says_what_to_do(hub: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        load_pretrained_volume(network, "medicalnet")
+        load_pretrained_volume(medicalnet_network(), "medicalnet")
     for words in (
-        "The MedicalNet weights of ResNet-10 could not be fetched (",
-        "the package huggingface_hub and a connection to huggingface.co",
-        "resnet_10_23dataset.pth",
+        "The MedicalNet weights of ResNet-10 could not be fetched or read (",
+        "They need a connection to huggingface.co",
+        "resnet_10_23dataset.pth of TencentMedicalNet/MedicalNet-Resnet10",
         "--pretrained /path/to/that/file",
     ):
         assert words in str(caught.value)
+    assert str(hub) not in str(caught.value)
+
+
+def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing, _ = optional_import("huggingface_hub_of_another_world", name="hf_hub_download")  # as MONAI imports it
+    monkeypatch.setattr("monai.networks.nets.resnet.hf_hub_download", missing)
+    with pytest.raises(ConfigurationError) as caught:
+        load_pretrained_volume(medicalnet_network(), "medicalnet")
+    for words in ('pip install "monai_basisprune[medicalnet]"', "resnet_10_23dataset.pth", "--pretrained /path/to"):
+        assert words in str(caught.value)
+
+
+def test_a_damaged_download_is_refused(hub: Path) -> None:
+    path, _ = plant_hub_cache(hub)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ConfigurationError, match=r"could not be fetched or read \("):
+        load_pretrained_volume(medicalnet_network(), "medicalnet")
+    torch.save({"weights": {}}, path)
+    with pytest.raises(ConfigurationError, match="holds no weights; remove the file and fetch it again"):
+        load_pretrained_volume(medicalnet_network(), "medicalnet")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
