@@ -29,7 +29,7 @@ from monai_basisprune.training import NORM_LAYERS
 
 EPOCHS = 4
 LARGEST_LOSS = 0.02
-RATIOS = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+RATIOS = (0.5, 0.75, 0.9, 0.95, 0.97, 0.98, 0.985)
 
 
 def transfer(trainer: Trainer, data: Path, seed: int, file: Path) -> nn.Module:

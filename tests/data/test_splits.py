@@ -171,7 +171,8 @@ def test_a_split_column_and_folds_are_refused():
 @pytest.mark.parametrize(
     ("folds", "fold", "words"),
     [(2, 0, "folds must be a whole number from 3"), (True, 0, "folds must be"), (2.5, 0, "folds must be"),
-     (5, 5, "fold must be a whole number from 0 to 4, got 5"), (5, -1, "fold must be"), (5, None, "fold must be")],
+     (5, 5, "fold must be a whole number from 0 to 4, got 5"), (5, -1, "fold must be"),
+     (5, None, "folds and fold belong together")],
 )  # fmt: skip
 def test_impossible_folds(folds, fold, words):
     with pytest.raises(ConfigurationError, match=words):
