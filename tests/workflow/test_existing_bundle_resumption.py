@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import monai_basisprune as mbp
 from monai_basisprune.errors import ConfigurationError, PlanMismatchError
@@ -85,7 +86,9 @@ def kill(source: Path, output: Path, data: Path, event: str, name: str) -> None:
     """Run the command, and kill it as it is about to do something to a file."""
     options = [f"--{key}={value}" for key, value in OPTIONS.items() if key != "targets"]
     options += ["--targets", *map(str, OPTIONS["targets"]), "--channels", f"--dataset_dir={data}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(mbp.__file__).parents[1])}
+    # with another number of threads sums are taken in another order
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, **threads, "PYTHONPATH": str(Path(mbp.__file__).parents[1])}
     words = [sys.executable, "-c", KILLED, event, name, "prune", str(source), str(output), *options]
     done = subprocess.run(words, cwd=output.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
