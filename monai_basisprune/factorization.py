@@ -26,10 +26,6 @@ _BLOCK = 64
 # orthogonal to float32 precision (their error grows with the square of the inverse ratio), so a QR step is taken.
 _GRAM_CONDITION = 1e-4
 
-# Rows of Vᵀ whose singular value is above this share of the largest are computed in float32: their error grows with the
-# inverse of the share, and stays below 1e-6.
-_FLOAT32_SHARE = 1 / 64
-
 
 @dataclass(frozen=True)
 class Factors:
@@ -54,9 +50,8 @@ def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
     For each group, the weight as a matrix ``W`` of shape ``(out_channels / groups, in_channels / groups * prod(k))``
     equals ``(U S) Vᵀ``; the rows of ``Vᵀ`` are the basis filters (Wong et al., arXiv 2108.02893, section 3), and the
     column norms of the scaling ``U S`` are the singular values. The computation runs in float64 through the Gram
-    matrix of the short side, so that no square matrix of the long side is ever allocated; for a float32 weight only the
-    last product, which gives the filters of the larger singular values, is taken in float32. With the sign convention
-    it gives the same bits whenever it is repeated on one machine.
+    matrix of the short side, so that no square matrix of the long side is ever allocated, and has a sign convention: it
+    gives the same bits whenever it is repeated on one machine.
 
     Args:
         weight: shape ``(out_channels, in_channels / groups, *kernel_size)``, a floating-point type.
@@ -91,7 +86,7 @@ def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
         v_t = left.transpose(1, 2) @ q.transpose(1, 2)
         return _factors(u_t.mul_(sign * values.unsqueeze(2)), v_t.mul_(sign), weight)
     u_t *= _signs(u_t)
-    return _factors(u_t * singular, _right_vectors(u_t / singular, singular, matrix, weight), weight)
+    return _factors(u_t * singular, (u_t / singular) @ matrix, weight)
 
 
 def factorize_by_outputs(
@@ -181,19 +176,6 @@ def _falling_eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def _signs(rows: torch.Tensor) -> torch.Tensor:
     """Return 1 or -1 for each row, of shape (groups, r, 1), so that its largest entry becomes positive."""
     return torch.where(rows.amax(dim=2, keepdim=True) < -rows.amin(dim=2, keepdim=True), -1.0, 1.0).to(rows)
-
-
-def _right_vectors(
-    left_t: torch.Tensor, singular: torch.Tensor, matrix: torch.Tensor, weight: torch.Tensor
-) -> torch.Tensor:
-    """Return ``leftᵀ W``: for large singular values in float32, as the weight itself has no more digits."""
-    large = 0
-    if weight.dtype == torch.float32:
-        large = int((singular > _FLOAT32_SHARE * singular[:, :1]).sum(dim=1).min())
-    if large == 0:
-        return left_t @ matrix
-    rows = left_t[:, :large].float() @ weight.detach().cpu().reshape(matrix.shape)
-    return rows if large == left_t.shape[1] else torch.cat([rows, (left_t[:, large:] @ matrix).float()], dim=1)
 
 
 def _lower_gram(matrix: torch.Tensor) -> torch.Tensor:

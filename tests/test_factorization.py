@@ -212,7 +212,6 @@ def test_weights_of_more_rows_than_one_block_of_the_gram_matrix(rows):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_rows_of_small_singular_values_are_orthonormal_as_those_of_large_ones(groups):
-    # both sides of the share above which they are computed in float32
     generator = torch.Generator().manual_seed(0)
     left = torch.linalg.qr(torch.randn(groups, 64, 64, generator=generator, dtype=torch.float64)).Q
     right = torch.linalg.qr(torch.randn(groups, 180, 64, generator=generator, dtype=torch.float64)).Q
