@@ -130,10 +130,6 @@ class NetworkCost:
     allowed: float
     layers: Mapping[str, Sequence[float]]
 
-    def saving(self, name: str, slots: int) -> float:
-        """Return what a layer costs less with one basis in each group fewer than ``slots``."""
-        return self.layers[name][slots] - self.layers[name][slots - 1]
-
     def reduction(self, left: float) -> float:
         """Return the share of the original that is gone when ``left`` is left."""
         return 1.0 - left / self.original

@@ -2,36 +2,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import monai_basisprune as mbp
-from monai_basisprune import cli, cli_bundles
+from monai_basisprune import cli
 from monai_basisprune.workflow.shipped_bundles import shipped_bundle, shipped_bundles
 
 from .bundle_runs import contents, unchanged_process
 from .bundle_verification import network_of, verify_bundle
+from .noted_calls import Calls, note_calls
 from .workflow.source_bundles import SIZE, write_data, write_source
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the functions of the library are called with; they are tested by themselves."""
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    class Shown:
-        def summary(self) -> str:
-            return "made"
-
-    def note(*args: Any, **kwargs: Any) -> Shown:
-        found.append((args, kwargs))
-        return Shown()
-
-    for name in ("prune_bundle", "export_study_bundle", "run_shipped_bundle"):
-        monkeypatch.setattr(cli_bundles, name, note)
-    return found
+    return note_calls(monkeypatch, "prune_bundle", "export_study_bundle", "run_shipped_bundle")
 
 
 @pytest.fixture

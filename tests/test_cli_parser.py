@@ -10,6 +10,8 @@ import pytest
 from monai_basisprune import cli, cli_bundles
 from monai_basisprune.errors import BasisPruneError
 
+from .noted_calls import Calls, note_calls
+
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "argv", ["monai-basisprune", *arguments])
@@ -20,20 +22,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What is to be pruned, instead of pruning it."""
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    class Shown:
-        def summary(self) -> str:
-            return "made"
-
-    def note(*args: Any, **kwargs: Any) -> Shown:
-        found.append((args, kwargs))
-        return Shown()
-
-    monkeypatch.setattr(cli_bundles, "prune_bundle", note)
-    return found
+    return note_calls(monkeypatch, "prune_bundle")
 
 
 @pytest.fixture

@@ -27,26 +27,18 @@ from typing import Any
 
 import torch
 
+from tests.bundle_runs import TINY
 from tests.workflow.source_bundles import write_data, write_source
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = "bundles/chest_xray_classification"
-NETWORK = {
-    "_target_": "monai.networks.nets.DenseNet",
-    "spatial_dims": 2,
-    "in_channels": 1,
-    "out_channels": 2,
-    "init_features": 8,
-    "growth_rate": 8,
-    "block_config": [2, 2],
-}
 OVERLAY = {
     "image_size": 32,
     "transfer_epochs": 8,
     "synthetic_patients": 80,
     "epochs_per_round": 4,
     "targets": [0.2, 0.4, 0.6, 0.8],
-    "network_def": NETWORK,
+    "network_def": TINY["network_def"],
 }
 KINDS: dict[str, dict[str, Any]] = {"targets": {}, "search": {"auc_margin": 0.05, "selection": "point"}, "bundle": {}}
 SALT = "5a" * 32
