@@ -46,8 +46,10 @@ from .structural_search import StructureResult, prune_by_reconstruction_
 from .training import (
     freeze_norm_statistics_,
     freeze_weights_,
+    parameter_groups,
     recalibrate_norm_statistics_,
     round_schedule,
+    train_recombination_,
     trainable_parameters,
 )
 
@@ -101,6 +103,7 @@ __all__ = [
     "load_pruned",
     "measure_complexity",
     "measure_latency",
+    "parameter_groups",
     "prune_",
     "prune_by_reconstruction_",
     "prune_channels_",
@@ -110,5 +113,6 @@ __all__ = [
     "round_schedule",
     "save_pruned",
     "select_bases",
+    "train_recombination_",
     "trainable_parameters",
 ]

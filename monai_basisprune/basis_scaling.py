@@ -49,8 +49,27 @@ class BasisScalingConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
         self.scaling_factors = nn.Parameter(torch.ones(in_channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
-        if not self.weight.is_meta:
-            self.reset_parameters()
+        self.reset_parameters()
+
+    @classmethod
+    def from_weight(cls, weight: torch.Tensor, groups: int, bias: nn.Parameter | None) -> BasisScalingConv:
+        """Return a layer with values that are known, which takes a fraction of the time; its scaling factors are 1.
+
+        Args:
+            weight: shape ``(out_channels, in_channels / groups, 1, ...)``.
+            groups: number of groups.
+            bias: shape ``(out_channels,)``, if there is one.
+        """
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        bases = weight.shape[1] * groups
+        vars(layer).update(spatial_dims=weight.ndim - 2, in_channels=bases, out_channels=weight.shape[0], groups=groups)
+        layer._parameters.update(
+            weight=nn.Parameter(weight, requires_grad=False),
+            scaling_factors=nn.Parameter(weight.new_ones(bases)),
+            bias=bias,
+        )
+        return layer
 
     def reset_parameters(self) -> None:
         """Give the weight the random start of an ordinary convolution, the scaling factors 1 and the bias 0."""

@@ -19,6 +19,7 @@ from .latency import measure_latency
 from .layer_timing import latency_tables
 from .layers import DecomposedLayer
 from .selection import decomposable_layers
+from .traversal import parameter_count
 
 __all__ = ["Budget", "NetworkCost", "count_positions", "network_cost", "shortfall"]
 
@@ -173,15 +174,15 @@ def network_cost(network: nn.Module, budget: Budget) -> NetworkCost:
     else:
         positions = {name: 1 for name, _ in layers}
         # the scaling factors go into the weights, and the bias is no part of the two forms' difference
-        everything = sum(p.numel() for p in network.parameters()) - sum(layer.rank() for _, layer in layers)
+        everything = parameter_count(network) - sum(layer.rank() for _, layer in layers)
         everything -= sum(module.channel_scaling.weight.numel() for _, module in channel_scalings(network))
         lost = sum(lost_parameters(module) for _, module in cut_modules(network))
     rest = everything - sum(positions[name] * layer.rank() * layer.basis_size() for name, layer in layers)
     dense = {name: positions[name] * layer.whole_weights() for name, layer in layers}
     counts = {}
     for name, layer in layers:
-        slot = positions[name] * layer.groups * layer.basis_size()
-        counts[name] = [min(slot * n, dense[name]) for n in range(_slots(layer) + 1)]
+        rising = range(0, dense[name], max(positions[name] * layer.groups * layer.basis_size(), 1))[: _slots(layer) + 1]
+        counts[name] = [*rising, *[dense[name]] * (_slots(layer) + 1 - len(rising))]
     original = rest + sum(dense.values()) + lost
     return NetworkCost(original, rest + sum(c[-1] for c in counts.values()), _allowed(original, share), counts)
 

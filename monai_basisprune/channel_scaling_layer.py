@@ -9,6 +9,7 @@ from torch import nn
 
 from .decomposition import replace_modules
 from .layers import DecomposedLayer
+from .traversal import walk
 
 __all__ = ["ChannelScaling", "attach_scaling_", "channel_scalings", "detach_scalings_", "fold_channel_scaling"]
 
@@ -39,7 +40,7 @@ def channel_scalings(network: nn.Module) -> list[tuple[str, Any]]:
     """Return the convolutions and norms whose outputs are scaled, by name; each holds it as ``channel_scaling``."""
     return [
         (name, module)
-        for name, module in network.named_modules()
+        for name, module in walk(network)
         if isinstance(module._modules.get("channel_scaling"), ChannelScaling)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from .channel_graph import ChannelGroup
 from .errors import BudgetError
 from .tally import Tally
 
-__all__ = ["channel_blocks", "channel_candidates", "check_channel_scores", "select_channels"]
+__all__ = ["check_channel_scores", "check_multiple", "fewest_channels", "rising_blocks", "select_channels"]
 
 
 def select_channels(
@@ -49,13 +50,12 @@ def select_channels(
         raise BudgetError(
             f"{budget} cannot be met by channels: ask for a share of parameters or of macs, or for a threshold."
         )
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise ValueError(f"multiple must be a whole number of at least 1, the channels of one block, got {multiple!r}.")
+    check_multiple(multiple)
     free = {group.name: group for group in groups if group.kept_because is None}
     check_channel_scores(groups, scores)
     gone: dict[str, set[int]] = {name: set() for name in scores}
     tally = None if budget.threshold is not None else Tally(network, budget, input_shape)
-    for score, _, name, positions in channel_blocks(free, scores, multiple):
+    for score, _, name, _, positions in _candidates(free, scores, multiple):
         if tally is None and score >= (budget.threshold or 0.0):
             break
         if tally is not None:
@@ -65,42 +65,46 @@ def select_channels(
                 tally.remove(free[name].units[position])
         gone[name].update(positions)
     if tally is not None and not tally.met:
-        fewest = "one channel" if multiple == 1 else f"one block of {multiple} channels"
+        fewest = fewest_channels(multiple)
         raise BudgetError(tally.impossible(f"by channels: with {fewest} left in every group that has scores"))
     return {name: [p for p in range(len(free[name].units)) if p not in gone[name]] for name in scores}
 
 
-def channel_blocks(
-    free: Mapping[str, ChannelGroup], scores: Mapping[str, torch.Tensor], multiple: int
-) -> list[tuple[float, float, str, list[int]]]:
-    """Return the channels that can go in blocks with their mean score, those to remove first in front.
+def check_multiple(multiple: object) -> None:
+    """Raise a ValueError if this is no number of channels in a block."""
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple must be a whole number of at least 1, the channels of one block, got {multiple!r}.")
 
-    The first block of a group leaves a multiple of ``multiple``, each further one is of that size, and the best block
-    of each group is not among them.
+
+def fewest_channels(multiple: int) -> str:
+    """Say what is left of a group at least."""
+    return "one channel" if multiple == 1 else f"one block of {multiple} channels"
+
+
+def rising_blocks(scores: torch.Tensor, multiple: int) -> list[list[int]]:
+    """Return the channels of a group in blocks, those to remove first in front; the last block is the one that stays.
+
+    Without the first block a multiple of ``multiple`` is left, and each further one is of that size. Between equal
+    scores, the later channel goes first.
     """
-    if multiple == 1:
-        return [(score, size, name, [position]) for score, size, name, position in channel_candidates(free, scores)]
-    blocks = []
-    for name, tensor in scores.items():
-        rising = tensor.detach().cpu().double().sort(stable=True)
-        start, end = 0, len(rising.values) % multiple or multiple
-        while end + multiple <= len(rising.values):
-            score = float(rising.values[start:end].mean())
-            blocks.append((score, -len(free[name].units), name, rising.indices[start:end].tolist()))
-            start, end = end, end + multiple
-    return sorted(blocks)
+    order = scores.detach().cpu().double().sort(descending=True, stable=True).indices.flip(0).tolist()
+    first = len(order) % multiple or multiple
+    edges = [0, *range(first, len(order) - multiple + 1, multiple), len(order)]
+    return [order[start:end] for start, end in pairwise(edges)]
 
 
-def channel_candidates(
-    free: Mapping[str, ChannelGroup], scores: Mapping[str, torch.Tensor]
-) -> list[tuple[float, float, str, int]]:
-    """Return all channels but the best of each group, those to remove first in front."""
-    candidates = []
-    for name, tensor in scores.items():
-        values = tensor.detach().cpu().double().tolist()
-        best = max(range(len(values)), key=lambda position: (values[position], -position))
-        candidates += [(v, -len(free[name].units), name, p) for p, v in enumerate(values) if p != best]
-    return sorted(candidates)
+def _candidates(
+    free: Mapping[str, ChannelGroup], scores: Mapping[str, torch.Tensor], multiple: int
+) -> list[tuple[float, int, str, int, list[int]]]:
+    """Return the blocks that can go with their mean score, those to remove first in front."""
+    found = []
+    for name, values in scores.items():
+        blocks = rising_blocks(values, multiple)[:-1]
+        # rounding must not let a block go before the one that brings its group to a multiple
+        means = accumulate((float(values[block].detach().double().mean()) for block in blocks), max)
+        size = -len(free[name].units)
+        found += [(mean, size, name, n, block) for n, (mean, block) in enumerate(zip(means, blocks, strict=True))]
+    return sorted(found)
 
 
 def check_channel_scores(groups: Sequence[ChannelGroup], scores: Mapping[str, torch.Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .forward import memory_format
 from .layers import DecomposedLayer, Slicer
+from .traversal import walk
 
 __all__ = [
     "SLICEABLE_MODULES",
@@ -128,7 +129,7 @@ def kept_channels(module: nn.Module) -> dict[str, list[int]]:
 
 def cut_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of a network, by name, of which channels were removed."""
-    return ((name, module) for name, module in network.named_modules() if kept_channels(module))
+    return ((name, module) for name, module in walk(network) if vars(module).get("kept_channels"))
 
 
 def kept_channels_problem(module: nn.Module, side: str, keep: Sequence[int]) -> str | None:

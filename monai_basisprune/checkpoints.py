@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .reading import read_weights
 __all__ = ["RunCheckpoint", "RunCheckpoints", "setting_digests"]
 
 _NAME = re.compile(r"checkpoint_(\d{6})\.pt")
-_VERSION = 2
+_VERSION = 3
 _KEPT = 2
 
 
@@ -35,11 +35,13 @@ class RunCheckpoint:
     Attributes:
         epoch: number of epochs that were done.
         state: tensors and plain types.
+        threads: with how many threads PyTorch computed it.
         warnings: what was wrong with newer checkpoints that were passed over.
     """
 
     epoch: int
     state: dict[str, Any]
+    threads: int
     warnings: tuple[str, ...] = ()
 
 
@@ -72,6 +74,7 @@ class RunCheckpoints:
         content = {
             "format_version": _VERSION,
             "epoch": epoch,
+            "threads": torch.get_num_threads(),
             "salt": self.salt,
             "settings": setting_digests(self.settings, self.salt.encode()),
             "state": dict(state),
@@ -94,7 +97,7 @@ class RunCheckpoints:
             content = _read(path, problems)
             if content is not None:
                 self._check(content)
-                return RunCheckpoint(content["epoch"], content["state"], tuple(problems))
+                return RunCheckpoint(content["epoch"], content["state"], content["threads"], tuple(problems))
         if problems:
             raise PlanMismatchError(
                 f"The run was to go on from its checkpoints, and none of them can be read:\n"
@@ -155,10 +158,10 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
 
 
 def _is_checkpoint(content: object) -> bool:
-    kinds: Sequence[tuple[str, type]] = (("epoch", int), ("salt", str), ("settings", dict), ("state", dict))
+    kinds: Mapping[str, type] = {"epoch": int, "threads": int, "salt": str, "settings": dict, "state": dict}
     return (
         isinstance(content, dict)
         and content.get("format_version") == _VERSION
-        and all(isinstance(content.get(key), kind) for key, kind in kinds)
+        and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
         and content["salt"].isascii()
     )

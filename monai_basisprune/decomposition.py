@@ -16,19 +16,25 @@ from torch import nn
 from .activation import activation_factors
 from .channel_slices import channel_count, kept_channels, lost_parameters, original_channels
 from .errors import LayerSelectionError
-from .factorization import is_finite
-from .layers import DecomposedLayer, decompose_layer
+from .factorization import is_finite, short_side
+from .layers import DecomposedLayer, decompose_alike, decompose_layer
 from .selection import decomposable_layers, is_lazy, select_layers, skip_reasons
+from .threads import one_thread
+from .traversal import walk
 
 __all__ = ["LayerStatus", "decompose", "decomposed_layers", "layer_status"]
 
 # weights, above which a layer is decomposed with nothing beside it
 _LARGE = 2**20
 
+# weights of the layers that are decomposed in one go: few enough for all threads to have something to do
+_BATCH = 2**18
+
 # what a type of module defines to be copied in a way of its own
 _WAYS_TO_COPY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__")
 
 _CONSTANTS = {bool, int, float, str, type(None)}
+_CONTAINERS = {dict, OrderedDict, set}
 
 _NOT_SELECTED = {
     False: "not selected by target_modules and exclude_modules",
@@ -120,7 +126,8 @@ def decompose(
             f"reads none."
         )
     chosen = select_layers(network, target_modules, exclude_modules)
-    broken = [name for name, layer in chosen.items() if not is_finite(layer.weight)]  # type: ignore[arg-type]
+    with one_thread():
+        broken = [name for name, layer in chosen.items() if not is_finite(layer.weight)]  # type: ignore[arg-type]
     if broken:
         lines = "\n".join(f"  - {name}: the weight holds NaN or infinite values" for name in sorted(broken))
         raise LayerSelectionError(f"{type(network).__name__} cannot be decomposed; load sound weights first:\n{lines}")
@@ -142,11 +149,11 @@ def _decomposed_by_weight(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Modu
     for layer in large:
         yield layer, decompose_layer(layer)
     threads = torch.get_num_threads()
-    waiting = iter(falling[len(large) :])
+    waiting = iter(_batches(falling[len(large) :]))
 
     def take(_: int) -> list[tuple[nn.Module, DecomposedLayer]]:
-        # one layer after the other, whichever is next; to tell the main thread of each would hold all up
-        return [(layer, decompose_layer(layer)) for layer in waiting]
+        # one batch after the other, whichever is next; to tell the main thread of each would hold all up
+        return [pair for batch in waiting for pair in zip(batch, decompose_alike(batch), strict=True)]
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
@@ -155,6 +162,22 @@ def _decomposed_by_weight(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Modu
             list(waiting)  # where one thread fails, the others find nothing more to take
             # PyTorch gives the last number that any thread asked for to threads that are to come
             torch.set_num_threads(threads)
+
+
+def _batches(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """Return layers that can be decomposed in one go side by side, those that take longest first."""
+    alike: dict[tuple[int, bool, int], list[list[nn.Module]]] = {}
+    sizes: dict[tuple[int, bool, int], int] = {}
+    for layer in layers:
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        groups = getattr(layer, "groups", 1)
+        key = (groups, *short_side(weight, groups))
+        sizes[key] = sizes.get(key, _BATCH) + weight.numel()
+        if sizes[key] > _BATCH:
+            alike.setdefault(key, []).append([])
+            sizes[key] = weight.numel()
+        alike[key][-1].append(layer)
+    return [batch for key in sorted(alike, key=lambda key: -key[2]) for batch in alike[key]]
 
 
 def layer_status(network: nn.Module) -> list[LayerStatus]:
@@ -198,35 +221,40 @@ def decomposed_layers(network: nn.Module) -> list[tuple[str, DecomposedLayer]]:
     return layers
 
 
+@one_thread()
 def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
     """Return a copy of a network with some of its modules replaced, wherever it refers to them.
 
     What is replaced is never copied, so the peak of memory stays near the size of the two networks.
     """
     memo: dict[int, Any] = {id(old): new for old, new in replacements.items()}
-    buffers = [b for b in network.buffers() if type(b) is torch.Tensor and b.layout is torch.strided and not vars(b)]
+    modules = [module for _, module in walk(network, left_out=replacements)]
+    buffers = [b for m in modules for b in m._buffers.values() if type(b) is torch.Tensor and _is_plain(b)]
     places = Counter(buffer.untyped_storage().data_ptr() for buffer in buffers)
     for buffer in buffers:
-        # the general way, for buffers that share their memory or require a gradient, takes several times longer
-        if places[buffer.untyped_storage().data_ptr()] == 1 and not buffer.requires_grad:
-            memo.setdefault(id(buffer), buffer.clone())
-    copied: list[tuple[nn.Module, nn.Module]] = []
-    seen, waiting = set(replacements), [network]
-    while waiting:
-        module = waiting.pop()
-        if module not in seen:
-            seen.add(module)
-            waiting.extend(child for child in module._modules.values() if child is not None)
-            # the weight that an old-style weight or spectral norm computed; it is computed anew at the next pass
-            computed = [v for v in vars(module).values() if isinstance(v, torch.Tensor) and not v.is_leaf]
-            memo.update((id(value), value.detach().clone()) for value in computed)
-            if _is_copied_as_usual(type(module)):
-                # to copy a module in the general way takes most of the time
-                new = memo[id(module)] = type(module).__new__(type(module))
-                copied.append((module, new))
-    for module, new in copied:
-        vars(new).update(_copied_entries(vars(module), memo))
+        # the general way, for buffers that share their memory, takes several times longer
+        if places[buffer.untyped_storage().data_ptr()] == 1:
+            memo[id(buffer)] = buffer.clone()
+    # to copy a module in the general way takes most of the time
+    as_usual = {kind for kind in set(map(type, modules)) if _is_copied_as_usual(kind)}
+    for module in modules:
+        if type(module) in as_usual:
+            memo[id(module)] = type(module).__new__(type(module))
+        else:
+            memo.update((id(v), v.detach().clone()) for v in vars(module).values() if _is_computed(v))
+    for module in modules:
+        if type(module) in as_usual:
+            vars(memo[id(module)]).update(_copied_entries(vars(module), memo))
     return copy.deepcopy(network, memo)
+
+
+def _is_plain(buffer: torch.Tensor) -> bool:
+    return buffer.layout is torch.strided and not buffer.requires_grad and not vars(buffer)
+
+
+def _is_computed(value: Any) -> bool:
+    """Return whether it is a weight that an old-style weight or spectral norm computed, and will compute anew."""
+    return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
 def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
@@ -243,8 +271,12 @@ def _copied_entries(entries: dict[str, Any], memo: dict[int, Any]) -> dict[str, 
             copies[name] = value
         elif id(value) in memo:
             copies[name] = memo[id(value)]
-        elif kind in (dict, OrderedDict, set) and not value:
+        elif kind in _CONTAINERS and not value:
             copies[name] = memo[id(value)] = kind()
+        elif kind is nn.Parameter:
+            copies[name] = memo[id(value)] = nn.Parameter(value.detach().clone(), value.requires_grad)
+        elif _is_computed(value):
+            copies[name] = memo[id(value)] = value.detach().clone()
         elif kind is dict and name in ("_parameters", "_buffers", "_modules"):
             copies[name] = memo[id(value)] = _copied_entries(value, memo)
         else:

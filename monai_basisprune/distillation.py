@@ -22,13 +22,15 @@ class DistillationLoss(nn.Module):
     more than a label. Until :meth:`start`, this is the plain loss. Then it is
     ``(1 - weight) · loss + weight · T² · KL(p ‖ q)``, with ``p`` and ``q`` the softmax of the unpruned network's and of
     the network's outputs, both divided by the temperature ``T`` (Hinton et al., arXiv 1503.02531, section 2), and the
-    mean over the images of the batch. Both see the same images, so any trainer can use it that calls
-    ``loss(outputs, labels)`` after each forward pass.
+    mean over the images of the batch. For findings that can occur together it is the same with two classes, present
+    and absent, for each finding, and the mean over images and findings. Both networks see the same images, so any
+    trainer can use it that calls ``loss(outputs, labels)`` after each forward pass.
 
     Args:
         loss: the plain loss, of outputs and labels; by default cross entropy.
         weight: share of the outputs of the unpruned network in the loss, from 0 to 1.
         temperature: what outputs are divided by, above 0.
+        exclusive: whether one class excludes the others; otherwise each output is a finding of its own.
 
     Attributes:
         reference: the unpruned network in evaluation mode, an ordinary network that is never trained; None before
@@ -48,7 +50,9 @@ class DistillationLoss(nn.Module):
         >>> loss(network(torch.rand(4, 1, 4, 4)), torch.tensor([0, 1, 0, 1])).backward()
     """
 
-    def __init__(self, loss: nn.Module | None = None, weight: float = 0.9, temperature: float = 2.0) -> None:
+    def __init__(
+        self, loss: nn.Module | None = None, weight: float = 0.9, temperature: float = 2.0, exclusive: bool = True
+    ) -> None:
         super().__init__()
         if not 0 <= weight <= 1:
             raise ValueError(f"weight is a share from 0 to 1, got {weight}.")
@@ -57,6 +61,7 @@ class DistillationLoss(nn.Module):
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         self.weight = weight
         self.temperature = temperature
+        self.exclusive = exclusive
         self.reference: nn.Module | None = None
         self.resting = False
         self._inputs = _LastInputs()
@@ -87,32 +92,34 @@ class DistillationLoss(nn.Module):
         """Return the loss.
 
         Args:
-            outputs: what the network put out for its last batch: logits of shape ``(batch, classes)``.
+            outputs: what the network put out for its last batch: logits of shape ``(batch, classes)``, or findings.
             labels: as the plain loss takes them.
 
         Raises:
-            ValueError: if the outputs are not logits of at least two classes, or not those of the last batch.
+            ValueError: if the outputs are not logits of classes or findings, or not those of the last batch.
         """
         plain: torch.Tensor = self.loss(outputs, labels)
         if self.reference is None or self.resting:
             self._inputs.values = None
             return plain
         wanted = self._wanted(outputs)
-        distance = functional.kl_div(
-            functional.log_softmax(outputs.float() / self.temperature, dim=1),
-            functional.log_softmax(wanted.float() / self.temperature, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        found, wanted = (self._log_probabilities(values) for values in (outputs, wanted))
+        distance = functional.kl_div(found, wanted, reduction="sum", log_target=True) / found[..., 0].numel()
         return (1 - self.weight) * plain + self.weight * self.temperature**2 * distance
+
+    def _log_probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        values = outputs.float() / self.temperature
+        if not self.exclusive:
+            values = torch.stack([values, torch.zeros_like(values)], dim=-1)
+        return functional.log_softmax(values, dim=-1)
 
     def _wanted(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return what the unpruned network puts out for the last batch."""
         assert self.reference is not None
-        if outputs.ndim != 2 or outputs.shape[1] < 2:
+        if outputs.ndim != 2 or outputs.shape[1] < 1 + self.exclusive:
             raise ValueError(
-                f"DistillationLoss takes logits of shape (batch, classes) for classes that exclude each other, got "
-                f"{tuple(outputs.shape)}."
+                f"DistillationLoss takes logits of shape (batch, classes), of at least two classes where one excludes "
+                f"the others (exclusive={self.exclusive}), got {tuple(outputs.shape)}."
             )
         inputs, self._inputs.values = self._inputs.values, None
         if inputs is None:

@@ -13,10 +13,12 @@ __all__ = [
     "Factors",
     "break_even_rank",
     "factorize",
+    "factorize_alike",
     "factorize_by_outputs",
     "is_finite",
     "kept_bases_problem",
     "reconstruct",
+    "short_side",
 ]
 
 # Rows of the lower half of a Gram matrix that are multiplied at once
@@ -69,24 +71,54 @@ def factorize(weight: torch.Tensor, groups: int = 1) -> Factors:
         >>> factors.basis.shape, factors.scaling.shape
         (torch.Size([8, 4, 3, 3]), torch.Size([8, 8, 1, 1]))
     """
-    matrix = _as_matrix(weight, groups)
-    rows, columns = matrix.shape[1:]
-    if rows > columns:
+    _check(weight, groups)
+    return factorize_alike([weight], groups)[0]
+
+
+def factorize_alike(weights: Sequence[torch.Tensor], groups: int = 1) -> list[Factors]:
+    """Decompose several weights as :func:`factorize` does, with one call for the eigenvectors of all of them.
+
+    Args:
+        weights: finite weights of which :func:`short_side` is the same.
+        groups: the number of groups of each of the convolutions.
+    """
+    matrices = [_as_matrix(weight, groups) for weight in weights]
+    (tall, side), *_ = (short_side(weight, groups) for weight in weights)
+    wide = [matrix.transpose(1, 2) for matrix in matrices] if tall else matrices
+    squares, vectors = _falling_eigenvectors(_lower_grams(wide, side))
+    if tall:
         # V comes straight from the eigenvectors, so it is orthonormal even for a weight that lacks rank
-        _, v_t = _falling_eigenvectors(_lower_gram(matrix.transpose(1, 2)))
-        scaling_t = v_t @ matrix.transpose(1, 2)
-        sign = _signs(scaling_t)
-        return _factors(scaling_t.mul_(sign), v_t.mul_(sign), weight)
-    squares, u_t = _falling_eigenvectors(_lower_gram(matrix))
-    singular = squares.clamp_min(0).sqrt().unsqueeze(2)
-    if bool((singular[:, -1] <= _GRAM_CONDITION * singular[:, 0]).any()):
-        q, r = torch.linalg.qr(matrix.transpose(1, 2))
-        left, values, u_t = torch.linalg.svd(r)
-        sign = _signs(u_t)
-        v_t = left.transpose(1, 2) @ q.transpose(1, 2)
-        return _factors(u_t.mul_(sign * values.unsqueeze(2)), v_t.mul_(sign), weight)
-    u_t *= _signs(u_t)
-    return _factors(u_t * singular, (u_t / singular) @ matrix, weight)
+        return [_from_right(*each) for each in zip(vectors, wide, weights, strict=True)]
+    singular = squares.clamp_min(0).sqrt().unsqueeze(3)
+    vectors *= _signs(vectors)
+    scaled, divided = vectors * singular, vectors / singular
+    poor = (singular[:, :, -1] <= _GRAM_CONDITION * singular[:, :, 0]).flatten(1).any(dim=1).tolist()
+    return [
+        _by_qr(matrix, weight) if needs_qr else _factors(u_s, v_t_of @ matrix, weight)
+        for needs_qr, u_s, v_t_of, matrix, weight in zip(poor, scaled, divided, matrices, weights, strict=True)
+    ]
+
+
+def short_side(weight: torch.Tensor, groups: int = 1) -> tuple[bool, int]:
+    """Return whether a weight as a matrix has more rows than columns in each group, and the smaller of the two."""
+    rows, columns = weight.shape[0] // groups, math.prod(weight.shape[1:])
+    return rows > columns, min(rows, columns)
+
+
+def _from_right(v_t: torch.Tensor, matrix_t: torch.Tensor, weight: torch.Tensor) -> Factors:
+    """Return the factors of a matrix with more rows than columns; its right singular vectors are known."""
+    scaling_t = v_t @ matrix_t
+    sign = _signs(scaling_t)
+    return _factors(scaling_t.mul_(sign), v_t * sign, weight)
+
+
+def _by_qr(matrix: torch.Tensor, weight: torch.Tensor) -> Factors:
+    """Return the factors of a matrix with more columns than rows that lacks rank, or almost does."""
+    q, r = torch.linalg.qr(matrix.transpose(1, 2))
+    left, values, u_t = torch.linalg.svd(r)
+    sign = _signs(u_t)
+    v_t = left.transpose(1, 2) @ q.transpose(1, 2)
+    return _factors(u_t.mul_(sign * values.unsqueeze(2)), v_t.mul_(sign), weight)
 
 
 def factorize_by_outputs(
@@ -119,6 +151,7 @@ def factorize_by_outputs(
         >>> factors.basis.shape, factors.scaling.shape
         (torch.Size([8, 4, 3, 3]), torch.Size([8, 8, 1, 1]))
     """
+    _check(weight, groups)
     matrix = _as_matrix(weight, groups)
     moment = moment.detach().to("cpu", torch.float64)
     if matrix.shape[1] > matrix.shape[2]:
@@ -138,8 +171,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def _as_matrix(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """Return a weight as one matrix for each group, in float64 on the host."""
+def _check(weight: torch.Tensor, groups: int) -> None:
     if weight.ndim < 2 or not weight.is_floating_point():
         raise ValueError(
             f"factorize needs a floating-point weight of shape (out_channels, in_channels / groups, *kernel_size), "
@@ -149,6 +181,10 @@ def _as_matrix(weight: torch.Tensor, groups: int) -> torch.Tensor:
         raise ValueError(f"groups must divide the {weight.shape[0]} output channels, got groups={groups}.")
     if not is_finite(weight):
         raise ValueError("factorize needs finite values, the weight holds NaN or infinite ones.")
+
+
+def _as_matrix(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Return a weight as one matrix for each group, in float64 on the host."""
     # float64 does not exist on every accelerator, the host always has it
     return weight.detach().to("cpu", torch.float64).reshape(groups, weight.shape[0] // groups, -1)
 
@@ -167,24 +203,25 @@ def _factors(
 
 
 def _falling_eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return falling eigenvalues of shape (groups, m), and the eigenvectors as rows, of shape (groups, m, m)."""
+    """Return falling eigenvalues of shape (..., m), and the eigenvectors as rows, of shape (..., m, m)."""
     values, vectors = torch.linalg.eigh(matrix)
     # they are stored as rows already; work along columns takes several times as long
-    return values.flip(1), vectors.transpose(1, 2).flip(1)
+    return values.flip(-1), vectors.mT.flip(-2)
 
 
 def _signs(rows: torch.Tensor) -> torch.Tensor:
-    """Return 1 or -1 for each row, of shape (groups, r, 1), so that its largest entry becomes positive."""
-    return torch.where(rows.amax(dim=2, keepdim=True) < -rows.amin(dim=2, keepdim=True), -1.0, 1.0).to(rows)
+    """Return 1 or -1 for each row, of shape (..., r, 1), so that its largest entry becomes positive."""
+    return torch.where(rows.amax(dim=-1, keepdim=True) < -rows.amin(dim=-1, keepdim=True), -1.0, 1.0).to(rows)
 
 
-def _lower_gram(matrix: torch.Tensor) -> torch.Tensor:
-    """Return ``W Wᵀ``; what is above its diagonal blocks is left as it is, as it is never read."""
-    gram = matrix.new_zeros(matrix.shape[0], matrix.shape[1], matrix.shape[1])
-    for start in range(0, matrix.shape[1], _BLOCK):
-        end = start + _BLOCK
-        gram[:, start:end, :end] = matrix[:, start:end] @ matrix[:, :end].transpose(1, 2)
-    return gram
+def _lower_grams(matrices: Sequence[torch.Tensor], side: int) -> torch.Tensor:
+    """Return ``W Wᵀ`` of each; what is above its diagonal blocks is left as it is, as it is never read."""
+    grams = matrices[0].new_zeros(len(matrices), matrices[0].shape[0], side, side)
+    for gram, matrix in zip(grams, matrices, strict=True):
+        for start in range(0, side, _BLOCK):
+            end = start + _BLOCK
+            gram[:, start:end, :end] = matrix[:, start:end] @ matrix[:, :end].transpose(1, 2)
+    return grams
 
 
 def reconstruct(basis: torch.Tensor, scaling: torch.Tensor, groups: int = 1) -> torch.Tensor:

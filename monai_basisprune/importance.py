@@ -11,6 +11,7 @@ from torch import nn
 from .activation import output_moments, raise_problems
 from .decomposition import decomposed_layers
 from .errors import ConfigurationError
+from .threads import one_thread
 
 __all__ = [
     "NORMALIZATIONS",
@@ -86,15 +87,16 @@ class SingularValueImportance(_Importance):
         torch.Size([4])
     """
 
+    @one_thread()
     def _raw_scores(self) -> dict[str, torch.Tensor]:
         scores = {}
         for name, layer in decomposed_layers(self.network):
-            columns = (
-                layer.scaling.weight.detach().cpu().double().reshape(layer.groups, -1, layer.rank() // layer.groups)
-            )
-            rows = layer.basis.weight.detach().cpu().double().flatten(1)
+            columns = layer.scaling.weight.detach().cpu().double()
+            rows = layer.basis.weight.detach().cpu().flatten(1)
             # a norm along columns takes several times as long as this
-            scores[name] = columns.square().sum(dim=1).sqrt().reshape(-1) * rows.norm(dim=1)
+            squares = columns.reshape(layer.groups, -1, columns.shape[1]).square().sum(dim=1).reshape(-1)
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+            scores[name] = squares.sqrt() * norms
         return scores
 
 

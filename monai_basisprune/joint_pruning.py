@@ -6,13 +6,14 @@ import copy
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
 
 from .budgets import Budget, network_cost
 from .channel_graph import ChannelGroup, channel_groups
-from .channel_selection import check_channel_scores
+from .channel_selection import check_channel_scores, check_multiple, fewest_channels, rising_blocks
 from .channel_trial import Side, removed_slots
 from .channels import cut_channels_, verify_cut
 from .decomposition import decomposed_layers
@@ -57,6 +58,7 @@ def prune_jointly_(
     input_shape: Sequence[int],
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     groups: Sequence[ChannelGroup] | None = None,
+    multiple: int = 1,
 ) -> JointResult:
     """Remove bases and channels of a decomposed network in place, until a budget is met.
 
@@ -80,12 +82,15 @@ def prune_jointly_(
         optimizer: the optimizer, or optimizers, that train the network.
         groups: the groups that the channels go in, as ``channel_importance.groups``; by default they are looked for,
             which takes some forward passes.
+        multiple: leave a multiple of this number of channels in every group of which any go, as in
+            :func:`prune_channels_`; a block of channels competes by the sum of its scores.
 
     Returns:
         what is left.
 
     Raises:
-        ValueError: if the scores do not fit the network or are below 0, or it cannot process the input.
+        ValueError: if the scores do not fit the network or are below 0, it cannot process the input, or ``multiple`` is
+            no whole number of at least 1.
         LayerSelectionError: if the network holds no decomposed layer, cannot be traced, or computes something else
             after the cut.
         BudgetError: if the budget cannot be met; the message holds the largest one that can.
@@ -106,6 +111,7 @@ def prune_jointly_(
     """
     if not budget.shares.keys() <= {"parameters", "macs"}:
         raise BudgetError(f"{budget} is not one of bases and channels together: ask for a share of parameters or macs.")
+    check_multiple(multiple)
     layers = dict(decomposed_layers(network))
     check_scores(layers, basis_scores)
     groups = channel_groups(network, input_shape) if groups is None else groups
@@ -114,7 +120,7 @@ def prune_jointly_(
     if negative:
         raise ValueError(f"Scores per parameter need scores of at least 0; below it are some of {negative}.")
     tally = Tally(network, budget, input_shape)
-    kept_bases, kept_channels = _select(tally, layers, groups, basis_scores, channel_scores)
+    kept_bases, kept_channels = _select(tally, layers, groups, basis_scores, channel_scores, multiple)
     removed = removed_slots({group.name: group.units for group in groups}, kept_channels)
     verify_cut(network, input_shape, removed)
     # all that can raise comes before the cut
@@ -144,11 +150,12 @@ def _select(
     groups: Sequence[ChannelGroup],
     basis_scores: Mapping[str, torch.Tensor],
     channel_scores: Mapping[str, torch.Tensor],
+    multiple: int,
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     order = {name: score_slots(layers[name], scores) for name, scores in basis_scores.items()}
     bases = {name: _BasisQueue(tally, name, layers[name].groups, values) for name, (_, values) in order.items()}
     units = {group.name: group.units for group in groups}
-    channels = {name: _ChannelQueue(tally, units[name], scores) for name, scores in channel_scores.items()}
+    channels = {name: _ChannelQueue(tally, units[name], scores, multiple) for name, scores in channel_scores.items()}
     queues: list[_Queue] = [*bases.values(), *channels.values()]
     # all units of a queue save the same, so only the first of each can be next
     heap = [(queue.ratio(), number) for number, queue in enumerate(queues) if queue.waiting]
@@ -162,10 +169,11 @@ def _select(
         if queue.waiting:
             heapq.heappush(heap, (queue.ratio(), number))
     if not tally.met:
-        left = "with one basis left in every layer and one channel in every group that has scores"
+        left = f"with one basis left in every layer and {fewest_channels(multiple)} in every group that has scores"
         raise BudgetError(tally.impossible(left))
     kept_bases = {n: sorted(order[n][0][:, : queue.left].reshape(-1).tolist()) for n, queue in bases.items()}
-    return kept_bases, {name: sorted(queue.order[queue.gone :]) for name, queue in channels.items()}
+    kept_channels = {n: sorted(chain.from_iterable(queue.blocks[queue.gone :])) for n, queue in channels.items()}
+    return kept_bases, kept_channels
 
 
 class _Queue:
@@ -214,13 +222,19 @@ class _BasisQueue(_Queue):
 
 
 class _ChannelQueue(_Queue):
-    def __init__(self, tally: Tally, units: Sequence[Mapping[Side, Sequence[int]]], scores: torch.Tensor) -> None:
-        rising = scores.detach().cpu().double().sort(stable=True)
-        super().__init__(tally, rising.values.tolist())
-        self.units, self.order = units, rising.indices.tolist()
+    def __init__(
+        self, tally: Tally, units: Sequence[Mapping[Side, Sequence[int]]], scores: torch.Tensor, multiple: int
+    ) -> None:
+        self.blocks = rising_blocks(scores, multiple)
+        super().__init__(tally, [float(scores[block].detach().double().sum()) for block in self.blocks])
+        # a block goes as one unit
+        self.units = [
+            {side: [position for channel in block for position in units[channel][side]] for side in units[0]}
+            for block in self.blocks
+        ]
 
     def _saving(self) -> float:
-        return self.tally.saving(self.units[self.order[self.gone]])
+        return self.tally.saving(self.units[self.gone])
 
     def _remove(self) -> None:
-        self.tally.remove(self.units[self.order[self.gone]])
+        self.tally.remove(self.units[self.gone])

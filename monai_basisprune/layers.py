@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .basis_scaling import BasisScalingConv
-from .factorization import Factors, factorize, reconstruct
+from .factorization import Factors, factorize, factorize_alike, reconstruct, short_side
 from .forward import memory_format
+from .plain_layers import SUPPORTED_CONVOLUTIONS, SUPPORTED_LAYERS, layer_like, pointwise
 
 __all__ = ["SUPPORTED_CONVOLUTIONS", "SUPPORTED_LAYERS", "DecomposedConv", "DecomposedLayer", "DecomposedLinear"]
-
-SUPPORTED_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The layer types that are decomposed by default."""
-
-SUPPORTED_LAYERS: tuple[type[nn.Module], ...] = (*SUPPORTED_CONVOLUTIONS, nn.Linear)
-"""All layer types that can be decomposed: linear layers only where they are asked for."""
 
 Slicer = Callable[[torch.Tensor], torch.Tensor]
 """Takes the part that is kept of any tensor with the shape of one parameter."""
@@ -50,10 +45,9 @@ class DecomposedLayer(nn.Module):
     def __init__(self, layer: nn.Module, factors: Factors | None = None, rank: int | None = None) -> None:
         super().__init__()
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]  # all supported types have one
-        bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]  # and this attribute
+        bias: nn.Parameter | None = layer.bias  # type: ignore[assignment]  # and this attribute
         self._take_geometry(layer)
-        rows, columns = self.out_channels // self.groups, weight[0].numel()
-        max_rank = self.groups * min(rows, columns)
+        max_rank = self.groups * short_side(weight, self.groups)[1]
         rank = max_rank if rank is None else rank
         if rank < self.groups or rank > max_rank or rank % self.groups:
             raise ValueError(
@@ -64,29 +58,17 @@ class DecomposedLayer(nn.Module):
             weight_requires_grad=weight.requires_grad,
             original_parameters=weight.numel() + (0 if bias is None else bias.numel()),
             kept_bases=list(range(rank)),
-        )
-        self.basis = self._sized(layer, self.in_channels, rank)
-        # on the meta device nothing is allocated and no random number is drawn: the values come below
-        self.scaling = BasisScalingConv(
-            len(self.kernel_size), rank, self.out_channels, self.groups, bias is not None, torch.device("meta")
+            training=layer.training,
         )
         device, dtype = weight.device, weight.dtype
         if factors is None:
-            self.basis.weight = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
-            self.basis.reset_parameters()
-            self.scaling.to(dtype).to_empty(device=device).reset_parameters()
-            values = self.basis.weight.detach()
-        else:
-            values = factors.basis.to(device, dtype)
-            self.scaling.weight = nn.Parameter(factors.scaling.to(device, dtype), requires_grad=False)
-            self.scaling.scaling_factors = nn.Parameter(torch.ones(rank, device=device, dtype=dtype))
-        means = None if factors is None or factors.means is None else factors.means.to(device, dtype)
+            factors = _random_factors(weight, rank, self.out_channels, self.groups)
+        values = factors.basis.to(device, dtype).contiguous(memory_format=memory_format(weight))
+        self.basis = layer_like(layer, nn.Parameter(values, requires_grad=False), None, layer.training)
+        self.scaling = BasisScalingConv.from_weight(factors.scaling.to(device, dtype), self.groups, _copied(bias))
+        self.scaling.training = self.training
+        means = None if factors.means is None else factors.means.to(device, dtype)
         self.register_buffer("means", means, persistent=False)
-        self.basis.weight = nn.Parameter(values.contiguous(memory_format=memory_format(weight)), requires_grad=False)
-        if bias is not None:
-            self.scaling.bias = nn.Parameter(bias.detach().to(device, dtype).clone(), requires_grad=bias.requires_grad)
-        for module in (self, self.basis, self.scaling):
-            module.training = layer.training
 
     if TYPE_CHECKING:  # TorchScript would read them as types of its own
         in_channels: int
@@ -103,10 +85,6 @@ class DecomposedLayer(nn.Module):
     def _take_geometry(self, layer: nn.Module) -> None:
         raise NotImplementedError
 
-    def _sized(self, layer: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
-        """Return an ordinary layer with the attributes of another, channels of its own and no parameters yet."""
-        raise NotImplementedError
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer: for a convolution ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
         return self.scaling(self.basis(x))
@@ -121,11 +99,15 @@ class DecomposedLayer(nn.Module):
 
     def basis_size(self) -> int:
         """Return the number of weights that one basis costs, in both halves of the layer together."""
-        return int(self.basis.weight[0].numel()) + self.out_channels // self.groups
+        return math.prod(self.basis.weight.shape[1:]) + self.out_channels // self.groups
+
+    def whole_shape(self) -> tuple[int, ...]:
+        """Return the shape of the weight of one layer in the place of the two, with the same channels."""
+        return self.out_channels, *self.basis.weight.shape[1:]
 
     def whole_weights(self) -> int:
         """Return the number of weights, bias left out, of one layer in the place of the two, with the same channels."""
-        return self.out_channels * int(self.basis.weight[0].numel())
+        return math.prod(self.whole_shape())
 
     def splits(self) -> bool:
         """Return whether two layers hold fewer weights than the one that they replace."""
@@ -143,27 +125,28 @@ class DecomposedLayer(nn.Module):
             split: whether to return two layers in an ``nn.Sequential``, or one; by default whatever holds fewer
                 weights.
         """
-        bias = self.scaling.bias
         # the scaling factors are multiplied in float64, so that each weight is rounded only once
-        grouped = (
-            self.scaling.weight.detach().to("cpu", torch.float64).reshape(self.groups, -1, self.rank() // self.groups)
-        )
+        weight = self.scaling.weight.detach().to("cpu", torch.float64)
         factors = self.scaling.scaling_factors.detach().to("cpu", torch.float64).reshape(self.groups, 1, -1)
-        scaling = (grouped * factors).reshape(self.scaling.weight.shape)
-        if self.splits() if split is None else split:
-            first = self._sized(self.basis, self.in_channels, self.rank())
-            last = self._sized(_example(type(self.basis)), self.rank(), self.out_channels)  # type: ignore[arg-type]
-            plain: nn.Module = nn.Sequential(first, last)
-            weights = [(first, self.basis.weight.detach().clone()), (last, scaling.to(self.basis.weight))]
-        else:
-            plain = last = self._sized(self.basis, self.in_channels, self.out_channels)
-            weights = [(last, reconstruct(self.basis.weight, scaling, self.groups))]
-        for layer, weight in weights:
-            values = weight.contiguous(memory_format=memory_format(self.basis.weight))
-            layer.weight = nn.Parameter(values, requires_grad=self.weight_requires_grad)
-        if bias is not None:
-            last.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        return plain.train(self.training)
+        scaling = (weight.reshape(self.groups, -1, factors.shape[2]) * factors).reshape(weight.shape)
+        if not (self.splits() if split is None else split):
+            return self.whole(reconstruct(self.basis.weight, scaling, self.groups))
+        first_weight = self._new_weight(self.basis.weight.detach().clone())
+        first = layer_like(self.basis, first_weight, None, self.training)
+        last_weight = self._new_weight(scaling.to(self.basis.weight))
+        pattern = pointwise(type(self.basis), self.groups)  # type: ignore[arg-type]
+        last = layer_like(pattern, last_weight, _copied(self.scaling.bias), self.training)
+        plain = nn.Sequential(first, last)
+        plain.training = self.training
+        return plain
+
+    def whole(self, weight: torch.Tensor) -> nn.Module:
+        """Return one ordinary layer in the place of the two, with a weight of its own and the same bias."""
+        return layer_like(self.basis, self._new_weight(weight), _copied(self.scaling.bias), self.training)
+
+    def _new_weight(self, values: torch.Tensor) -> nn.Parameter:
+        values = values.contiguous(memory_format=memory_format(self.basis.weight))
+        return nn.Parameter(values, requires_grad=self.weight_requires_grad)
 
     def keep_bases_(self, keep: list[int], replaced: Callable[[nn.Parameter, nn.Parameter, Slicer], None]) -> None:
         """Remove all bases but some, in place; the bias takes the mean of those that go, where it is known.
@@ -178,16 +161,15 @@ class DecomposedLayer(nn.Module):
         """
         per_group = self.rank() // self.groups
         index = torch.tensor(keep, device=self.basis.weight.device)
-        column = (index % per_group).reshape(self.groups, 1, -1)
+        columns = (index % per_group).reshape(self.groups, -1)
 
         def slice_rows(tensor: torch.Tensor) -> torch.Tensor:
             kept = tensor.index_select(0, index.to(tensor.device))
             return kept.contiguous(memory_format=memory_format(tensor))
 
         def slice_columns(tensor: torch.Tensor) -> torch.Tensor:
-            grouped = tensor.reshape(self.groups, -1, per_group)
-            chosen = grouped.gather(2, column.to(tensor.device).expand(-1, grouped.shape[1], -1))
-            return chosen.reshape(tensor.shape[0], -1, *tensor.shape[2:])
+            parts = zip(tensor.chunk(self.groups), columns.to(tensor.device), strict=True)
+            return torch.cat([part.index_select(1, column) for part, column in parts])
 
         self._take_means(keep)
         for owner, name, slicer in (
@@ -196,12 +178,13 @@ class DecomposedLayer(nn.Module):
             (self.scaling, "scaling_factors", slice_rows),
         ):
             old = getattr(owner, name)
-            new = nn.Parameter(slicer(old.detach()).clone(), requires_grad=old.requires_grad)
+            new = nn.Parameter(slicer(old.detach()), requires_grad=old.requires_grad)
             if old.grad is not None:
                 new.grad = slicer(old.grad)
-            setattr(owner, name, new)
+            owner._parameters[name] = new
             replaced(old, new, slicer)
-        self.tell_rank(len(keep))
+        name = "out_features" if isinstance(self.basis, nn.Linear) else "out_channels"
+        vars(self.basis)[name] = self.scaling.in_channels = len(keep)
         self.kept_bases = [self.kept_bases[position] for position in keep]
 
     def _take_means(self, keep: list[int]) -> None:
@@ -213,38 +196,6 @@ class DecomposedLayer(nn.Module):
             weight = self.scaling.folded_weight().detach().to("cpu", torch.float64)
             removed = weight.reshape(self.groups, -1, means.shape[1]) @ means
             self.scaling.bias.data += removed.reshape(-1).to(self.scaling.bias)
-
-    def tell_rank(self, rank: int) -> None:
-        """Note the number of bases where the two halves tell it; the tensors are the caller's matter."""
-        self.basis.out_channels = self.scaling.in_channels = rank
-
-
-@cache
-def _example(kind: type[nn.Module]) -> nn.Module:
-    """Return a layer of one of the supported types; a convolution has a kernel of size 1."""
-    return kind(1, 1, device="meta", **({} if kind is nn.Linear else {"kernel_size": 1}))
-
-
-@cache
-def _own_attributes(kind: type[nn.Module]) -> dict[str, Any]:
-    """Return what a layer of one of the supported types holds beside what any module does, parameters left out."""
-    example = _example(kind)  # type: ignore[arg-type]
-    return {name: value for name, value in vars(example).items() if name not in vars(nn.Module())}
-
-
-def _layer_like(layer: nn.Module, **changes: Any) -> nn.Module:
-    """Return a layer with the attributes of another and some changes, without parameters and hooks.
-
-    To construct it in the usual way would take several times as long, most of it for random values.
-    """
-    kind: Any = next(supported for supported in SUPPORTED_LAYERS if isinstance(layer, supported))
-    new: nn.Module = kind.__new__(kind)
-    nn.Module.__init__(new)
-    own = _own_attributes(kind)
-    vars(new).update({name: vars(layer).get(name, value) for name, value in own.items()}, **changes)
-    new.register_parameter("weight", None)
-    new.register_parameter("bias", None)
-    return new
 
 
 _GEOMETRY = (
@@ -259,9 +210,6 @@ class DecomposedConv(DecomposedLayer):
     def _take_geometry(self, layer: nn.Module) -> None:
         vars(self).update((name, getattr(layer, name)) for name in _GEOMETRY)
 
-    def _sized(self, layer: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
-        return _layer_like(layer, in_channels=in_channels, out_channels=out_channels, groups=self.groups)
-
 
 class DecomposedLinear(DecomposedLayer):
     """A linear layer as basis vectors and their scaling; see :class:`DecomposedLayer`.
@@ -273,13 +221,6 @@ class DecomposedLinear(DecomposedLayer):
         self.in_channels, self.out_channels, self.groups = layer.in_features, layer.out_features, 1  # type: ignore[assignment]
         self.kernel_size = self.stride = self.padding = self.dilation = ()
         self.padding_mode = "zeros"
-
-    def _sized(self, layer: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
-        return _layer_like(layer, in_features=in_channels, out_features=out_channels)
-
-    def tell_rank(self, rank: int) -> None:
-        """Note the number of bases where the two halves tell it; the tensors are the caller's matter."""
-        self.basis.out_features = self.scaling.in_channels = rank
 
 
 def decompose_layer(layer: nn.Module, factors: Factors | None = None) -> DecomposedLayer:
@@ -294,6 +235,13 @@ def decompose_layer(layer: nn.Module, factors: Factors | None = None) -> Decompo
     return _decomposed_type(layer)(layer, factors)
 
 
+def decompose_alike(layers: Sequence[nn.Module]) -> list[DecomposedLayer]:
+    """Decompose layers of finite weights, equal groups and equal :func:`short_side` at full rank, in one go."""
+    weights: list[torch.Tensor] = [layer.weight for layer in layers]  # type: ignore[misc]
+    factors = factorize_alike(weights, getattr(layers[0], "groups", 1))
+    return [_decomposed_type(layer)(layer, both) for layer, both in zip(layers, factors, strict=True)]
+
+
 def new_decomposed(layer: nn.Module, rank: int) -> DecomposedLayer:
     """Return a decomposed layer of some rank with random values, in the place of ``layer``.
 
@@ -305,3 +253,16 @@ def new_decomposed(layer: nn.Module, rank: int) -> DecomposedLayer:
 
 def _decomposed_type(layer: nn.Module) -> type[DecomposedLayer]:
     return DecomposedLinear if isinstance(layer, nn.Linear) else DecomposedConv
+
+
+def _random_factors(weight: torch.Tensor, rank: int, out_channels: int, groups: int) -> Factors:
+    """Return two halves with the random start of ordinary layers."""
+    basis = weight.new_empty(rank, *weight.shape[1:])
+    scaling = weight.new_empty(out_channels, rank // groups, *[1] * (weight.ndim - 2))
+    for values in (basis, scaling):
+        nn.init.kaiming_uniform_(values, a=math.sqrt(5))
+    return Factors(basis, scaling)
+
+
+def _copied(parameter: nn.Parameter | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.detach().clone(), parameter.requires_grad)

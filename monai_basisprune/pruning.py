@@ -14,6 +14,7 @@ from .budgets import Budget, NetworkCost, network_cost, shortfall
 from .decomposition import decomposed_layers
 from .errors import BudgetError
 from .layers import DecomposedLayer, Slicer
+from .threads import one_thread
 
 __all__ = [
     "PruneResult",
@@ -167,6 +168,7 @@ def prune_(
     )
 
 
+@one_thread()
 def keep_bases_(
     network: nn.Module,
     kept: Mapping[str, Sequence[int]],

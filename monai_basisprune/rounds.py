@@ -12,12 +12,14 @@ from torch import nn
 
 from .budgets import Budget
 from .channel_graph import ChannelGroup
+from .channel_selection import check_multiple, fewest_channels
 from .channel_trial import Side
 from .channels import cut_channels_, prune_channels_
 from .decomposition import decomposed_layers
 from .distributed import agreed
 from .errors import BudgetError, ConfigurationError
 from .joint_pruning import JointResult, prune_jointly_
+from .kernel_caches import forget_convolutions
 from .pruning import PruneResult, check_budget, keep_bases_, prune_
 from .structure import kept_parts, positions_of, removed_of, structure_of
 from .tally import Tally
@@ -99,10 +101,12 @@ class RoundPruner:
         channel_budgets: a budget of channels for each round; None cuts jointly.
         compensation: called after each cut with the network and a copy of what it was before, to make up for what is
             gone, such as :func:`~monai_basisprune.compensate_` with its ``data``.
+        channel_multiple: leave a multiple of this number of channels in every group of which any go.
 
     Raises:
         ConfigurationError: if there are budgets of channels and no importance of theirs, or both kinds of scores
             cannot be compared, as one budget demands.
+        ValueError: if ``channel_multiple`` is no whole number of at least 1.
     """
 
     def __init__(
@@ -113,13 +117,16 @@ class RoundPruner:
         channel_importance: ChannelScores | None = None,
         channel_budgets: Sequence[Budget] | None = None,
         compensation: Compensation | None = None,
+        channel_multiple: int = 1,
     ) -> None:
+        check_multiple(channel_multiple)
         self.network = network
         self.importance = importance
         self.optimizer = optimizer
         self.channel_importance = channel_importance
         self.channel_budgets = channel_budgets
         self.compensation = compensation
+        self.channel_multiple = channel_multiple
         if channel_budgets is not None and channel_importance is None:
             raise ConfigurationError("channel_budgets need a channel_importance, such as a ChannelTaylorImportance.")
         if channel_importance is not None and channel_budgets is None:
@@ -131,7 +138,8 @@ class RoundPruner:
         return RoundScores(agreed(self.importance.scores()), agreed(channels))
 
     def reset(self) -> None:
-        """Let importances that keep something of the network start anew, as it is another."""
+        """Let all that keeps something of the network start anew, as it is another: importances, and PyTorch."""
+        forget_convolutions()
         for one in (self.importance, self.channel_importance):
             reset = getattr(one, "reset", None)
             if reset is not None:
@@ -158,7 +166,26 @@ class RoundPruner:
         if self.channel_importance is not None:
             jointly = self.channel_budgets is None
             for budget in self.channel_budgets or budgets:
-                _check_with_channels(self.network, self.channel_importance, budget, jointly, bases=bool(budgets))
+                self._check_with_channels(self.channel_importance, budget, jointly, bases=bool(budgets))
+
+    def _check_with_channels(self, importance: ChannelScores, budget: Budget, jointly: bool, bases: bool) -> None:
+        """Check that a budget can be met with the fewest channels in each group and, if bases go, one in each layer."""
+        if budget.quantity == "threshold" and not jointly:
+            return
+        if not budget.shares.keys() <= {"parameters", "macs"}:
+            raise BudgetError(
+                f"{budget} is not one of bases and channels together: ask for a share of parameters or macs."
+            )
+        tally = Tally(self.network, budget, importance.input_shape)
+        for name, layer in decomposed_layers(self.network) if bases else ():
+            tally.remove_bases(name, layer.rank() - layer.groups)
+        for group in importance.groups:
+            for unit in group.units[self.channel_multiple :]:
+                tally.remove(unit)
+        if not tally.met:
+            fewest = fewest_channels(self.channel_multiple)
+            with_bases = f"with one basis left in every layer and {fewest} in every group"
+            raise BudgetError(tally.impossible(with_bases if bases else f"with {fewest} left in every group"))
 
     def cut(
         self, budget: Budget | None, scores: RoundScores, channel_budget: Budget | None = None
@@ -174,18 +201,19 @@ class RoundPruner:
             BudgetError: if a budget cannot be met; the network is then as it was, or has lost the bases already.
         """
         before = None if self.compensation is None else copy.deepcopy(self.network)
-        structure = structure_of(self.network)
+        structure, multiple = structure_of(self.network), self.channel_multiple
         result: PruneResult | JointResult
         budget = Budget(bases=0.0) if budget is None else budget
         if self.channel_importance is None or not scores.channels:
             result = prune_(self.network, scores.bases, budget, self.optimizer)
         elif channel_budget is None:
             shape, groups = self.channel_importance.input_shape, self.channel_importance.groups
-            result = prune_jointly_(self.network, scores.bases, scores.channels, budget, shape, self.optimizer, groups)
+            both = scores.bases, scores.channels
+            result = prune_jointly_(self.network, *both, budget, shape, self.optimizer, groups, multiple)
         else:
             shape = self.channel_importance.input_shape
             bases = prune_(self.network, scores.bases, budget, self.optimizer)
-            channels = prune_channels_(self.network, scores.channels, channel_budget, shape, self.optimizer)
+            channels = prune_channels_(self.network, scores.channels, channel_budget, shape, self.optimizer, multiple)
             result = JointResult(
                 kept_bases=bases.kept,
                 kept_channels=channels.kept,
@@ -235,22 +263,3 @@ def _check_units(importance: Scores, channel_importance: ChannelScores) -> None:
                 f"same reduction and no normalization; got {type(importance).__name__} and "
                 f"{type(channel_importance).__name__}. Give channel_budgets of their own to cut one after the other."
             )
-
-
-def _check_with_channels(
-    network: nn.Module, importance: ChannelScores, budget: Budget, jointly: bool, bases: bool
-) -> None:
-    """Check that a budget can be met with one channel left in each group and, if they go, one basis in each layer."""
-    if budget.quantity == "threshold" and not jointly:
-        return
-    if not budget.shares.keys() <= {"parameters", "macs"}:
-        raise BudgetError(f"{budget} is not one of bases and channels together: ask for a share of parameters or macs.")
-    tally = Tally(network, budget, importance.input_shape)
-    for name, layer in decomposed_layers(network) if bases else ():
-        tally.remove_bases(name, layer.rank() - layer.groups)
-    for group in importance.groups:
-        for unit in group.units[1:]:
-            tally.remove(unit)
-    if not tally.met:
-        least = "with one basis left in every layer and one channel in every group"
-        raise BudgetError(tally.impossible(least if bases else "with one channel left in every group"))

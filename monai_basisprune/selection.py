@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import LayerSelectionError
 from .layers import SUPPORTED_CONVOLUTIONS, SUPPORTED_LAYERS, DecomposedLayer
+from .traversal import walk
 
 __all__ = ["decomposable_layers", "is_lazy", "linear_layers", "select_layers", "skip_reasons"]
 
@@ -24,21 +25,9 @@ _WEIGHT_READERS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.Transf
 
 def decomposable_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield decomposed layers, convolutions of any kind and linear layers, without looking inside decomposed ones."""
-    seen: set[nn.Module] = set()
-    waiting = [("", network)]
-    while waiting:
-        name, module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
+    for name, module in walk(network, whole=(DecomposedLayer,)):
         if isinstance(module, (DecomposedLayer, _ConvNd, nn.Linear)):
             yield name, module
-        if isinstance(module, DecomposedLayer):
-            seen.update(module.modules())
-        else:
-            prefix = f"{name}." if name else ""
-            children = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
-            waiting.extend(reversed(children))
 
 
 def linear_layers(network: nn.Module) -> list[str]:
@@ -92,8 +81,8 @@ def skip_reasons(network: nn.Module) -> dict[str, str]:
     """Return, for each convolution or linear layer that cannot be decomposed, its name and the reason."""
     owners: Counter[int] = Counter()
     readers: dict[nn.Module, str] = {}
-    for module in network.modules():
-        owners.update({id(p) for p in module.parameters(recurse=False)})
+    for _, module in walk(network):
+        owners.update({id(p) for p in module._parameters.values()})
         if isinstance(module, _WEIGHT_READERS):
             readers.update(dict.fromkeys(module.modules(), type(module).__name__))
     reasons = {}
@@ -113,7 +102,7 @@ def _reason(layer: nn.Module, owners: Counter[int]) -> str | None:
         return "its weight is parametrized (weight norm, spectral norm or alike)"
     if not isinstance(layer, SUPPORTED_LAYERS):
         return f"type {type(module).__name__} is not one of {[t.__name__ for t in SUPPORTED_LAYERS]}"
-    if any(is_lazy(p) for p in module.parameters()):
+    if any(is_lazy(p) for p in module._parameters.values()):
         return "lazy layer without a shape yet: run one forward pass first"
     if _computes_otherwise(layer):
         return f"{type(module).__name__} has a forward pass of its own"
@@ -122,7 +111,7 @@ def _reason(layer: nn.Module, owners: Counter[int]) -> str | None:
     groups = getattr(module, "groups", 1)
     if groups > 1 and (module.in_channels == groups or module.out_channels == groups):
         return "depthwise convolution: one channel per group has nothing to decompose"
-    if any(owners[id(p)] > 1 for p in module.parameters()):
+    if any(owners[id(p)] > 1 for p in module._parameters.values() if p is not None):
         return "its parameters are tied to those of another layer"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "hooks are registered on it"

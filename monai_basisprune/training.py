@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +21,11 @@ __all__ = [
     "NORM_LAYERS",
     "freeze_norm_statistics_",
     "freeze_weights_",
+    "parameter_groups",
     "recalibrate_norm_statistics_",
+    "recombination_weights",
     "round_schedule",
+    "train_recombination_",
     "trainable_parameters",
 ]
 
@@ -87,6 +91,39 @@ def freeze_weights_(network: nn.Module, head: Sequence[str] | str | None = None)
     for parameter in trainable:
         parameter.requires_grad_(True)
     return trainable
+
+
+def recombination_weights(network: nn.Module) -> list[nn.Parameter]:
+    """Return the weights ``U · S`` of the 1×1 convolutions that transform basis features back, one for each layer."""
+    return [layer.scaling.weight for _, layer in decomposed_layers(network)]
+
+
+def train_recombination_(network: nn.Module, trained: bool = True) -> None:
+    """Let the :func:`recombination_weights` require a gradient, or no longer; the basis filters stay frozen."""
+    for weight in recombination_weights(network):
+        weight.requires_grad_(trained)
+
+
+def parameter_groups(
+    network: nn.Module, recombination_learning_rate: float, head: Sequence[str] | str | None = None
+) -> list[dict[str, Any]]:
+    """Freeze weights, and return what an optimizer gets that may train the 1×1 convolutions later on.
+
+    They are a group of their own and frozen until :func:`train_recombination_`: an optimizer passes over what has no
+    gradient. So its groups, and with them its checkpoints, are the same all along.
+
+    Args:
+        network: a decomposed network.
+        recombination_learning_rate: learning rate of the :func:`recombination_weights`.
+        head: as for :func:`trainable_parameters`.
+
+    Returns:
+        two groups: what :func:`freeze_weights_` returns, at the optimizer's own learning rate, and these weights.
+    """
+    return [
+        {"params": freeze_weights_(network, head)},
+        {"params": recombination_weights(network), "lr": recombination_learning_rate},
+    ]
 
 
 def round_schedule(

@@ -16,7 +16,6 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.transforms import Compose, RandAffined, RandScaleIntensityd
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import monai_basisprune as mbp
@@ -42,7 +41,7 @@ def run(workers: int = 0) -> dict[str, Any]:
     training = SeededCacheDataset(cases(24), transform, seed=3, progress=False)
     validation = cases(22, seed=1)[:21]  # two processes cannot share them equally
     network = mbp.decompose(tiny_classifier())
-    optimizer = torch.optim.Adam(mbp.freeze_weights_(network), lr=0.02)
+    optimizer = torch.optim.Adam(mbp.parameter_groups(network, 0.005), lr=0.02)
     importance = mbp.TaylorImportance(network)
     batches = EpochBatches(training, 8, seed=3)
     curve = PruningCurveHandler(network, (1, 8, 8), margin=0.05)
@@ -52,7 +51,9 @@ def run(workers: int = 0) -> dict[str, Any]:
         network=network,
         val_handlers=[curve],
     )
-    pruning = PruningHandler(network, importance, [mbp.Budget(bases=share) for share in (0.3, 0.6)], optimizer, 2, 2)
+    loss = mbp.DistillationLoss()
+    budgets = [mbp.Budget(bases=share) for share in (0.3, 0.6)]
+    pruning = PruningHandler(network, importance, budgets, optimizer, 2, 2, distillation=loss)
     seen: list[str] = []
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
@@ -60,7 +61,7 @@ def run(workers: int = 0) -> dict[str, Any]:
         train_data_loader=DataLoader(training, batch_sampler=batches, num_workers=workers),
         network=network,
         optimizer=optimizer,
-        loss_function=nn.CrossEntropyLoss(),
+        loss_function=loss,
         train_handlers=[
             EpochSeedHandler(3),
             DistributedHandler(network),
@@ -73,6 +74,8 @@ def run(workers: int = 0) -> dict[str, Any]:
         ],
     )
     trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: seen.append(type(engine.network).__name__))
+    # not together with a cut: no parameter is replaced then, and these are to be averaged nevertheless
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), lambda: mbp.train_recombination_(network))
     trainer.run()
     assert set(seen) == {DistributedDataParallel.__name__ if process_count() > 1 else type(network).__name__}
     return {

@@ -18,7 +18,7 @@ from .networks import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file", "ignore:Not all config files")
 
-OTHERS = ("activation", "bases", "channel_scaling", "compensation", "distillation", "scaling", "singular_value", "size")
+OTHERS = ("activation", "bases", "channel_scaling", "compensation", "plain_loss", "scaling", "singular_value", "size")
 SETTINGS = {**TINY_PRUNE, "synthetic_patients": 40, "audit_cases": 2}
 
 
@@ -54,7 +54,9 @@ def assert_files_are_one_network(study: dict[str, Any], output: Path) -> None:
 
 
 def test_double_pruning_cuts_bases_and_channels_and_says_so_everywhere(tmp_path: Path) -> None:
-    study = run(None, tmp_path, margin=0.9)  # so that the smallest network is chosen
+    last = SETTINGS["targets"][-1]
+    # the margin lets the smallest network be chosen
+    study = run(None, tmp_path, margin=0.9, distilled_from=last, recombined_from=last)
     total = sum(p.numel() for p in tiny_densenet().parameters())
     assert [point["target"] for point in study["curve"]] == [0.0, *SETTINGS["targets"]]
     for point in study["curve"]:
@@ -71,6 +73,9 @@ def test_double_pruning_cuts_bases_and_channels_and_says_so_everywhere(tmp_path:
     layer = next(layer for layer in study["layers"] if layer["channels"] < layer["max_channels"])
     assert f"{layer['channels']} of {layer['max_channels']}" in page
     assert "the bases and channels of least importance" in page
+    late = f"nce {100 * last:g} % of the parameters were gone"
+    assert f"O{late}, the network was also trained towards the outputs of the unpruned one" in page
+    assert f"were trained as well, o{late}" in page
 
 
 def test_a_budget_that_channels_do_not_allow_ends_before_any_training(tmp_path: Path) -> None:
@@ -96,7 +101,47 @@ def test_the_other_methods_run_to_their_end(method: str, tmp_path: Path) -> None
     assert study["pruning"]["importance"] == wanted
     assert study["pruning"]["basis"] == ("activation" if method == "activation" else "weight")
     assert study["pruning"]["compensation"] is (method == "compensation")
-    assert (study["pruning"]["distillation"] is not None) is (method == "distillation")
+    learns_late = method not in ("channel_scaling", "plain_loss")
+    assert (study["pruning"]["distillation"] is not None) is learns_late
+    assert (study["pruning"]["recombined_from"] is not None) is learns_late
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transfer", [0, 1])
+def test_label_free_pruning_trains_nothing_after_a_cut_and_says_so(transfer: int, tmp_path: Path) -> None:
+    study = run("label_free", tmp_path, margin=0.9, transfer_epochs=transfer, epochs_per_round=0)
+    assert [point["target"] for point in study["curve"]] == [0.0, *SETTINGS["targets"]]
+    assert (study["pruning"]["importance"], study["pruning"]["compensation"]) == ("ActivationImportance", True)
+    assert (study["pruning"]["transfer_epochs"], study["pruning"]["epochs_per_round"]) == (transfer, 0)
+    assert study["pruning"]["channel_importance"] is None
+    assert_files_are_one_network(study, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "nothing was trained after a cut" in page
+    assert "The chosen network was not trained after it was cut." in page
+    assert "longer training" not in page
+    assert ("without any transfer learning" in page) is (transfer == 0)
+    networks = tmp_path / "out" / "work" / "networks"
+    before = mbp.load_pruned(tiny_densenet(), networks / f"{study['curve'][0]['structure']}.pt")
+    after = mbp.load_pruned(tiny_densenet(), tmp_path / "out" / "model.pt")
+    for name, module in before.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            kept = after.get_submodule(name)
+            assert torch.equal(kept.weight, module.weight)
+            assert torch.equal(kept.running_mean, module.running_mean)
+
+
+@pytest.mark.slow
+def test_channels_in_blocks_leave_multiples_and_all_bases(tmp_path: Path) -> None:
+    study = run("fast", tmp_path, margin=0.9, channel_multiple=4, targets=[0.2, 0.4])
+    for point, target in zip(study["curve"], (0.0, 0.2, 0.4), strict=True):
+        assert target <= point["mac_reduction"]
+    assert (study["pruning"]["importance"], study["pruning"]["budget"]) == ("ChannelTaylorImportance", "macs")
+    cut = [layer for layer in study["layers"] if layer["channels"] < layer["max_channels"]]
+    assert cut
+    assert not [layer for layer in cut if layer["channels"] % 4]
+    assert all(layer["rank"] == layer["max_rank"] for layer in study["layers"])
+    assert_files_are_one_network(study, tmp_path / "out")
+    assert "in blocks that left multiples of 4" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -74,6 +74,23 @@ def test_loss_is_the_sum_done_by_hand(weight, temperature):
     assert found.item() == pytest.approx(wanted, rel=1e-3, abs=1e-6)
 
 
+def test_findings_that_occur_together_are_two_classes_each():
+    original, (x, _) = decided_classifier().eval(), batch()
+    labels = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    with torch.no_grad():
+        before = original(x).double()
+    network = mbp.decompose(original)
+    loss = mbp.DistillationLoss(nn.BCEWithLogitsLoss(), weight=0.5, temperature=2.0, exclusive=False)
+    loss.start(network)
+    outputs = halved(network).train()(x)
+    found = loss(outputs, labels)
+    p, q = (torch.sigmoid(values / 2) for values in (before, outputs.detach().double()))
+    distance = float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean())
+    plain = float(nn.functional.binary_cross_entropy_with_logits(outputs.detach().double(), labels.double()))
+    assert distance > 1e-3
+    assert found.item() == pytest.approx(0.5 * plain + 0.5 * 4 * distance, rel=1e-3, abs=1e-6)
+
+
 def test_gradient_is_that_of_a_finite_difference():
     network, (x, labels) = mbp.decompose(decided_classifier().double()), batch()
     x = x.double()

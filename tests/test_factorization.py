@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_basisprune.factorization import break_even_rank, factorize, is_finite, reconstruct
+from monai_basisprune.factorization import (
+    break_even_rank,
+    factorize,
+    factorize_alike,
+    is_finite,
+    reconstruct,
+    short_side,
+)
 
 EXAMPLES = settings(deadline=None, max_examples=120, derandomize=True)
 
@@ -223,3 +230,18 @@ def test_rows_of_small_singular_values_are_orthonormal_as_those_of_large_ones(gr
     norms = factors.scaling.double().reshape(groups, 64, 64).norm(dim=1)
     torch.testing.assert_close(norms, values.expand(groups, -1), rtol=0, atol=1e-6)
     torch.testing.assert_close(reconstruct(factors.basis, factors.scaling, groups), weight, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_weights_of_one_short_side_are_decomposed_together_as_they_are_alone(tall):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(40, 2, 3, 3), (60, 2, 3, 3), (38, 2, 3, 3)] if tall else [(10, 8, 3, 3), (10, 40, 1, 1), (10, 5, 7)]
+    weights = [torch.randn(*shape, generator=generator) for shape in shapes]
+    weights[1][:5] = weights[1][5:10]  # lacks rank
+    assert len({short_side(weight, groups=2) for weight in weights}) == 1
+    for weight, factors in zip(weights, factorize_alike(weights, groups=2), strict=True):
+        alone = factorize(weight, groups=2)
+        torch.testing.assert_close(reconstruct(factors.basis, factors.scaling, 2), weight, rtol=0, atol=2e-6)
+        assert (factors.basis.shape, factors.scaling.shape) == (alone.basis.shape, alone.scaling.shape)
+        norms = (both.scaling.reshape(2, weight.shape[0] // 2, -1).norm(dim=1) for both in (factors, alone))
+        torch.testing.assert_close(*norms, rtol=1e-6, atol=1e-5)

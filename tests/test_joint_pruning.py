@@ -9,6 +9,7 @@ from torch import nn
 import monai_basisprune as mbp
 from monai_basisprune.budgets import network_cost
 from monai_basisprune.channel_graph import channel_groups
+from monai_basisprune.decomposition import decomposed_layers
 
 from .networks import same_bits, snapshot, tiny_classifier
 from .test_channels import NETWORKS, SHAPE, sound
@@ -67,6 +68,36 @@ def test_what_matters_least_for_its_size_goes_first():
     bases = {name: torch.full((layer.rank(),), 1e-9) for name, layer in (("grouped", network.grouped),)}
     result = mbp.prune_jointly_(network, bases, channels, mbp.Budget(parameters=share), SHAPE)
     assert (result.removed_bases > 0, result.removed_channels) == (True, 0)
+
+
+@pytest.mark.parametrize("multiple", [2, 4])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.75])
+def test_channels_go_in_blocks_beside_bases(multiple, share):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 18, 3, padding=1), nn.BatchNorm2d(18), nn.ReLU(), nn.Conv2d(18, 12, 3), nn.ReLU()]
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 2))
+    network = mbp.decompose(plain)
+    bases, channels = taylor(network, SHAPE)
+    result = mbp.prune_jointly_(network, bases, channels, mbp.Budget(parameters=share), SHAPE, multiple=multiple)
+    assert result.parameter_reduction >= share
+    assert result.parameters == sum(p.numel() for p in mbp.recompose(network).parameters())
+    assert result.removed_channels > 0
+    for name, values in channels.items():
+        kept = result.kept_channels[name]
+        assert len(kept) == len(values) or len(kept) % multiple == 0
+        gone = [position for position in range(len(values)) if position not in kept]
+        assert not gone or max(values[gone]) <= min(values[kept])
+
+
+@pytest.mark.parametrize(
+    ("multiple", "kept"), [(1, {"0": [1, 2, 3], "1": [0, 1, 2, 3]}), (2, {"0": [0, 1, 2, 3], "1": [2, 3]})]
+)
+def test_a_block_competes_by_the_sum_of_its_scores(multiple, kept):
+    network = mbp.decompose(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)))
+    bases = {name: torch.full((layer.rank(),), 1e6) for name, layer in decomposed_layers(network)}
+    channels = {"0": torch.tensor([0.0, 10.0, 20.0, 20.0]), "1": torch.tensor([4.0, 4.0, 20.0, 20.0])}
+    result = mbp.prune_jointly_(network, bases, channels, mbp.Budget(parameters=0.05), SHAPE, multiple=multiple)
+    assert result.kept_channels == kept
 
 
 def test_a_joint_budget_is_checked_before_anything_is_cut():

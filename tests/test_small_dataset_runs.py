@@ -67,6 +67,33 @@ def test_repeats_of_several_classes_are_pooled_over_their_folds(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("label_free", {"epochs_per_round": 0}), ("fast", {"channel_multiple": 4, "targets": [0.2]})],
+)
+def test_several_findings_are_pruned_without_labels_and_for_speed(
+    tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    run(
+        "prune",
+        ("train", "prune", method),
+        dataset_dir=str(write_findings(tmp_path / "images")),
+        output_dir=str(tmp_path / "output"),
+        label_kind="multi",
+        margin=0.9,
+        **{**CLASSES_RUN, **settings},
+        **tiny_weights(tmp_path, 2),
+    )
+    study = load_study(tmp_path / "output" / "study.json")
+    assert study["chosen"]["round"] == 1
+    assert study["pruning"]["compensation"] is (method == "label_free")
+    multiple = study["pruning"]["channel_multiple"]
+    cut = [layer for layer in study["layers"] if layer["channels"] < layer["max_channels"]]
+    assert bool(cut) is (method == "fast")
+    assert all(layer["channels"] % multiple == 0 for layer in cut)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["single", "multi"])
 def test_methods_are_compared_by_the_mean_auc_of_several_classes(tmp_path: Path, kind: str) -> None:
     several = kind == "multi"

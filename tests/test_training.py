@@ -9,7 +9,7 @@ from monai.networks.nets import DenseNet, ResNet
 from torch import nn
 
 import monai_basisprune as mbp
-from monai_basisprune.training import NORM_LAYERS
+from monai_basisprune.training import NORM_LAYERS, recombination_weights
 
 from .networks import MONAI_NETWORKS, same_bits, snapshot, tiny_classifier
 
@@ -134,6 +134,29 @@ def test_frozen_weights_need_no_gradient_and_the_others_do(head):
     assert same_bits(snapshot(network), before)
     nn.functional.cross_entropy(network(torch.rand(4, 1, 8, 8)), torch.tensor([0, 1, 1, 0])).backward()
     assert [p.grad is not None for p in network.parameters()] == [p.requires_grad for p in network.parameters()]
+
+
+def test_recombination_is_a_group_of_its_own_that_waits_frozen():
+    network = mbp.decompose(tiny_classifier(), target_modules=["stem", "grouped", "head"])
+    groups = mbp.parameter_groups(network, 0.125)
+    weights = recombination_weights(network)
+    assert names_of(network, weights) == ["stem.scaling.weight", "grouped.scaling.weight", "head.scaling.weight"]
+    assert all(p is q for p, q in zip(groups[0]["params"], mbp.trainable_parameters(network), strict=True))
+    assert all(p is q for p, q in zip(groups[1]["params"], weights, strict=True))
+    optimizer = torch.optim.Adam(groups, lr=0.25, weight_decay=0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.125]
+    x, labels, trained = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 0]), []
+    for wanted in (False, True, False):
+        mbp.train_recombination_(network, wanted)
+        before = snapshot(network)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), labels).backward()
+        optimizer.step()
+        after = snapshot(network)
+        trained.append([not torch.equal(after[name], before[name]) for name in names_of(network, weights)])
+        assert all(torch.equal(after[name], before[name]) for name in after if "basis" in name)
+        assert not torch.equal(after["stem.scaling.scaling_factors"], before["stem.scaling.scaling_factors"])
+    assert trained == [[False] * 3, [True] * 3, [False] * 3]
 
 
 def test_weights_stay_as_they_are_where_the_head_does_not_exist():

@@ -357,6 +357,37 @@ def test_series_and_files_are_read_alike(images: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*left out of the datalist")
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("label_free", {"epochs_per_round": 0}), ("fast", {"channel_multiple": 4, "targets": [0.3]})],
+)
+def test_volumes_are_pruned_without_labels_and_for_speed(
+    images: Path, method: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = {key: value for key, value in TINY["network_def"].items() if key != "_target_"}
+    torch.manual_seed(0)
+    torch.save(ResNet(**arguments).state_dict(), tmp_path / "net.pt")
+    run(
+        "prune",
+        ("train", "prune", method),
+        write_overlay(tmp_path, {**TINY, **settings}),
+        dataset_dir=str(images),
+        output_dir=str(tmp_path / "output"),
+        pretrained=str(tmp_path / "net.pt"),
+        on_problem="skip",
+        margin=0.9,
+    )
+    study = load_study(tmp_path / "output" / "study.json")
+    assert [point["target"] for point in study["curve"]] == [0.0, *{**TINY, **settings}["targets"]]
+    kind = {"label_free": "ActivationImportance", "fast": "ChannelTaylorImportance"}
+    assert study["pruning"]["importance"] == kind[method]
+    cut = [layer for layer in study["layers"] if layer["channels"] < layer["max_channels"]]
+    assert bool(cut) is (method == "fast")
+    assert all(layer["channels"] % 4 == 0 for layer in cut)
+
+
+@pytest.mark.slow
 def test_the_whole_default_run(tmp_path: Path) -> None:
     """The command of the bundle's page, as it stands: it must find the nodules, and end well."""
     names = "','".join(str((CONFIGS / f"{name}.json").relative_to(ROOT)) for name in ("train", "prune"))

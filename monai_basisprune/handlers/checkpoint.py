@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from ..checkpoints import RunCheckpoints
@@ -81,6 +82,12 @@ class RunCheckpointHandler:
             return
         for warning in found.warnings:
             self.logger.warning("A checkpoint cannot be used, and the one before is taken: %s.", warning)
+        if found.threads != (threads := torch.get_num_threads()):
+            self.logger.warning(
+                "The number of threads is not that of the run that was stopped, %d instead of %d: it goes on, but may "
+                "end with other bits than a run that was never stopped. Set OMP_NUM_THREADS=%d for the same ones.",
+                *(threads, found.threads, found.threads),
+            )
         parts = self._parts(engine)
         if parts.keys() != found.state.keys():
             raise PlanMismatchError(

@@ -17,7 +17,8 @@ class DistributedHandler:
     """Trains a network in several processes as one: gradients are averaged, batch norms see the whole batch.
 
     The engine trains the network in ``DistributedDataParallel``, which is made anew whenever parameters were replaced
-    since the last epoch, as by a cut. Everything else goes on with the network itself. Attach it first. In a process
+    since the last epoch, as by a cut, or others are trained: it averages the gradients of those that were trained when
+    it was made, and of no others. Everything else goes on with the network itself. Attach it first. In a process
     that is alone it does nothing.
 
     Args:
@@ -26,7 +27,7 @@ class DistributedHandler:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self._parameters: list[nn.Parameter] = []
+        self._wrapped: list[tuple[nn.Parameter, bool]] = []
         self._norms = ExitStack()
 
     def attach(self, engine: Engine) -> None:
@@ -37,12 +38,12 @@ class DistributedHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Get ready for an epoch."""
-        parameters = list(self.network.parameters())
-        if [id(p) for p in parameters] != [id(p) for p in self._parameters]:
+        parameters = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
+        if [(id(p), trained) for p, trained in parameters] != [(id(p), trained) for p, trained in self._wrapped]:
             engine.network = None
             gc.collect()  # what was wrapped before holds hooks on the parameters that are still there
             engine.network = wrapped(self.network)
-            self._parameters = parameters
+            self._wrapped = parameters
         self._norms.enter_context(synchronized_norms(self.network))
 
     def _release(self) -> None:

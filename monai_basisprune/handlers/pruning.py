@@ -16,8 +16,9 @@ from ..distillation import DistillationLoss
 from ..errors import ConfigurationError, PlanMismatchError
 from ..joint_pruning import JointResult
 from ..pruning import PruneResult
-from ..rounds import ChannelScores, Compensation, RoundPruner, Scores
+from ..rounds import ChannelScores, CollectsGradients, Compensation, RoundPruner, Scores
 from ..structure import structure_of
+from ..training import recombination_weights, train_recombination_
 from .search import MetricSearchRounds
 
 __all__ = ["PruningHandler"]
@@ -37,8 +38,8 @@ class PruningHandler:
         budgets: what to prune to, one after another; a dictionary stands for the arguments of a ``Budget``. With none,
             bases stay, and without ``channel_budgets`` the network is never cut.
         optimizer: the optimizer that trains the network; its state is sliced along.
-        transfer_epochs: epochs before the first cut, at least 1.
-        epochs_per_round: epochs between two cuts, at least 1.
+        transfer_epochs: epochs before the first cut; with 0, the network is cut as it is.
+        epochs_per_round: epochs between two cuts; with 0, nothing is trained after a cut.
         search: with it, the budgets are coarse targets, and the handler goes back and bisects where one costs too much
             AUC; the trainer ends when the search does.
         channel_importance: ranks the channels, such as a :class:`~monai_basisprune.ChannelTaylorImportance`: the
@@ -49,6 +50,13 @@ class PruningHandler:
         distillation: the loss function of the trainer, which is started with the network before its first cut: from
             then on it learns from what it was.
         distilled_from: the share of the parameters that has to be gone before it does so.
+        recombined_from: the share of the parameters that has to be gone before the 1×1 convolutions, which transform
+            basis features back, are trained as well as their scaling factors; the basis filters stay frozen. The
+            optimizer needs :func:`~monai_basisprune.parameter_groups`. None never trains them.
+        channel_multiple: leave a multiple of this number of channels in every group of which any go.
+
+    A round takes an epoch of the engine even where nothing is trained in it: it ends before its first batch, so that
+    what evaluates and saves the network after each epoch does so after each cut.
 
     Attributes:
         targets: what each round prunes to: ``budgets``, or those of channels where only these are cut.
@@ -71,14 +79,23 @@ class PruningHandler:
         compensation: Compensation | None = None,
         distillation: DistillationLoss | None = None,
         distilled_from: float = 0.0,
+        recombined_from: float | None = None,
+        channel_multiple: int = 1,
     ) -> None:
-        if transfer_epochs < 1 or epochs_per_round < 1:
+        if transfer_epochs < 0 or epochs_per_round < 0:
             raise ValueError(
-                f"transfer_epochs and epochs_per_round must be at least 1, got {transfer_epochs} and "
+                f"transfer_epochs and epochs_per_round must be at least 0, got {transfer_epochs} and "
                 f"{epochs_per_round}."
             )
-        if not 0 <= distilled_from < 1:
-            raise ValueError(f"distilled_from is a share of the parameters, from 0 and below 1, got {distilled_from}.")
+        for name, share in (("distilled_from", distilled_from), ("recombined_from", recombined_from)):
+            if share is not None and not 0 <= share < 1:
+                raise ValueError(f"{name} is a share of the parameters, from 0 and below 1, got {share}.")
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if recombined_from is not None and not held >= {id(weight) for weight in recombination_weights(network)}:
+            raise ConfigurationError(
+                "recombined_from trains the 1×1 convolutions, and the optimizer does not hold them: make it with "
+                "parameter_groups(network, recombination_learning_rate) in place of freeze_weights_(network)."
+            )
         if search is not None and channel_budgets is not None:
             raise ConfigurationError(
                 "A search cuts bases and channels to one budget: leave channel_budgets out, or the search."
@@ -86,14 +103,17 @@ class PruningHandler:
         self.budgets = _made(budgets)
         self.channel_budgets = None if channel_budgets is None else _made(channel_budgets)
         self.targets = self.budgets or self.channel_budgets or []
+        if self.targets and not (transfer_epochs and epochs_per_round):
+            _check_untrained(importance, channel_importance, distillation)
         self.pruner = RoundPruner(
-            network, importance, optimizer, channel_importance, self.channel_budgets, compensation
+            network, importance, optimizer, channel_importance, self.channel_budgets, compensation, channel_multiple
         )
         self.transfer_epochs = transfer_epochs
         self.epochs_per_round = epochs_per_round
         self.search = search
         self.distillation = distillation
         self.distilled_from = distilled_from
+        self.recombined_from = recombined_from
         if search is not None:
             search.bind(self.budgets)
         self.rounds = 0
@@ -104,7 +124,18 @@ class PruningHandler:
     @property
     def max_epochs(self) -> int:
         """The epochs that all rounds take, to set as ``max_epochs`` of the trainer; a search may end sooner."""
-        return self.transfer_epochs + self._most_rounds * self.epochs_per_round
+        return self._cut_after(self._most_rounds)
+
+    def trained_epochs(self, epoch: int) -> int:
+        """Return in how many of the first epochs of the engine anything is trained."""
+        return sum(self._trains(number) for number in range(1, epoch + 1))
+
+    def _cut_after(self, rounds: int) -> int:
+        """Return after which epoch the network is cut when some rounds are done."""
+        return max(self.transfer_epochs, 1) + rounds * max(self.epochs_per_round, 1)
+
+    def _trains(self, epoch: int) -> bool:
+        return epoch <= self.transfer_epochs or (self.epochs_per_round > 0 and epoch > self._cut_after(0))
 
     @property
     def _most_rounds(self) -> int:
@@ -120,6 +151,8 @@ class PruningHandler:
             "targets": _shares(self.targets),
             "channel_targets": None if self.channel_budgets is None else _shares(self.channel_budgets),
             "compensation": compensation is not None,
+            "channel_multiple": self.pruner.channel_multiple,
+            "recombined_from": self.recombined_from,
             "distillation": None
             if self.distillation is None
             else {
@@ -133,11 +166,12 @@ class PruningHandler:
         """Register on a trainer; when that starts, every budget is checked before any training."""
         engine.add_event_handler(Events.STARTED, self._check)
         engine.add_event_handler(Events.EPOCH_STARTED, self._stop_if_found)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._skip_untrained)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Prune to the next budget, if this is the epoch to do so."""
-        if engine.state.epoch < self.transfer_epochs + self.rounds * self.epochs_per_round:
+        if engine.state.epoch < self._cut_after(self.rounds):
             return
         if self.distillation is not None and self.distillation.reference is None and self.targets:
             self.distillation.start(self.pruner.network)
@@ -154,7 +188,7 @@ class PruningHandler:
         else:
             return
         self.rounds += 1
-        self._rest()
+        self._choose_training()
         self.results.append(result)
         self.structures.append(structure_of(self.pruner.network))
         status = layer_status(self.pruner.network)
@@ -174,15 +208,23 @@ class PruningHandler:
         if self.search is not None:
             self.search.start()
 
-    def _rest(self) -> None:
+    def _choose_training(self) -> None:
+        """Let what the share of the parameters that is gone decides on be trained, and rest otherwise."""
+        cost = network_cost(self.pruner.network, Budget(parameters=0.0))
+        gone = cost.reduction(cost.total)
         if self.distillation is not None:
-            cost = network_cost(self.pruner.network, Budget(parameters=0.0))
-            self.distillation.resting = cost.reduction(cost.total) < self.distilled_from
+            self.distillation.resting = gone < self.distilled_from
+        if self.recombined_from is not None:
+            train_recombination_(self.pruner.network, self.rounds > 0 and gone >= self.recombined_from)
 
     def _stop_if_found(self, engine: Engine) -> None:
         # a checkpoint of a search that has ended: one epoch more, and the network would not be the chosen one
         if self.search is not None and self.search.search.target is None:
             engine.terminate()
+
+    def _skip_untrained(self, engine: Engine) -> None:
+        if not self._trains(engine.state.epoch):
+            engine.terminate_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rounds that are done, and the bases and channels that are left, for a checkpoint."""
@@ -212,8 +254,22 @@ class PruningHandler:
             self.distillation.start(self.pruner.network)  # not cut yet, so the shapes are those of the reference
             self.distillation.load_state_dict(state["distillation"])
         self.pruner.load_state_dict(state)
-        self._rest()
         self.rounds, self.structures = int(state["rounds"]), list(state["structures"])
+        self._choose_training()
+
+
+def _check_untrained(
+    importance: Scores, channel_importance: ChannelScores | None, distillation: DistillationLoss | None
+) -> None:
+    """Raise if something that learns from training is to decide without any."""
+    learning = [one for one in (importance, channel_importance) if isinstance(one, CollectsGradients)]
+    if learning or distillation is not None:
+        raise ConfigurationError(
+            f"transfer_epochs or epochs_per_round is 0, so nothing is trained before some cut, and "
+            f"{', '.join(type(one).__name__ for one in [*learning, *([distillation] if distillation else [])])} needs "
+            f"training: rank bases by an ActivationImportance or SingularValueImportance, without channel_importance "
+            f"and distillation."
+        )
 
 
 def _shares(budgets: Sequence[Budget]) -> list[float]:

@@ -55,13 +55,15 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
         "a basis and its scaling factors."
     )
     epochs = pruning.get("transfer_epochs")
-    before = "" if epochs is None else f"after {plural(epochs, 'epoch', 'epochs')} of transfer learning, "
+    transfer = f"after {plural(epochs, 'epoch', 'epochs')} of" if epochs else "without any"
+    before = "" if epochs is None else f"{transfer} transfer learning, "
     between = pruning.get("epochs_per_round")
-    training = "" if between is None else plural(between, "epoch", "epochs")
+    training = "" if not between else plural(between, "epoch", "epochs")
     if study["search"] is None:
         rounds = plural(max(len(study["curve"]) - 1, 0), "round", "rounds")
         what, criterion = _parts(pruning)
         each = f", with {training} of training in each" if training else ""
+        each += ", and nothing was trained after a cut" if between == 0 else ""
         yield (
             f"Then, {before}the {what} of least importance (criterion: {criterion}) were removed in "
             f"{rounds} (targets: {_targets(pruning['targets'])} of the {pruning['budget']}){each}."
@@ -71,17 +73,26 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
         )
     else:
         yield from _search(study, before, training)
+    if pruning.get("channel_multiple", 1) > 1:
+        yield f"Channels were removed in blocks that left multiples of {pruning['channel_multiple']}."
     if pruning.get("compensation"):
         yield (
             "After each cut, what was left was fitted in closed form to what the layers had put out before, on "
             "unlabeled training images."
         )
-    if pruning.get("distillation"):
+    if pruning.get("distillation") and _reached(study, pruning["distillation"].get("from", 0.0)):
         start = pruning["distillation"].get("from", 0.0)
         since = f"Once {100 * start:g} % of the parameters were gone" if start else "From the first cut on"
         yield (
             f"{since}, the network was also trained towards the outputs of the unpruned one (weight "
             f"{pruning['distillation']['weight']:g}, temperature {pruning['distillation']['temperature']:g})."
+        )
+    share = pruning.get("recombined_from")
+    if share is not None and _reached(study, share):
+        since = f"once {100 * share:g} % of the parameters were gone" if share else "from the first cut on"
+        yield (
+            f"The 1×1 convolutions that recombine the bases were trained as well, {since}; the basis filters were "
+            "frozen throughout."
         )
     if pruning.get("norm_statistics"):
         how = _NORM_STATISTICS.get(pruning["norm_statistics"], pruning["norm_statistics"])
@@ -96,6 +107,11 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
         f"{reduction_words(chosen['parameter_reduction'], 'parameters')} ({count(chosen['parameters'])} left) and "
         f"{reduction_words(chosen['mac_reduction'], 'multiply-accumulate operations')}."
     )
+
+
+def _reached(study: Mapping[str, Any], share: float) -> bool:
+    """Return whether any cut took that share of the parameters, so that what begins there has begun."""
+    return any(point["round"] > 0 and point["parameter_reduction"] >= share for point in study["curve"])
 
 
 _FACTORIZATIONS = {
@@ -239,6 +255,7 @@ def _search(study: Mapping[str, Any], before: str, training: str) -> Iterator[st
     steps = plural(len(search["steps"]), "step", "steps")
     tried = _targets([step["target"] for step in search["steps"]])
     trained = f" and trained the rest for {training}" if training else ""
+    trained += " and trained nothing" if pruning.get("epochs_per_round") == 0 else ""
     yield (
         f"Then, {before}the smallest network was searched for in {steps} (targets, in this order: {tried} of the "
         f"{pruning['budget']}). Each removed the {what} of least importance (criterion: {criterion}) from "

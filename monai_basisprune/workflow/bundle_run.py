@@ -29,6 +29,7 @@ from ..handlers import (
     TaylorImportanceHandler,
 )
 from ..importance import TaylorImportance
+from ..kernel_caches import bound_kernel_cache
 from ..plan import PruningPlan
 from ..recomposition import recompose
 from ..training import freeze_weights_
@@ -87,6 +88,7 @@ class BundleRun:
         self.logger = logging.getLogger(__name__)
         self.files = file_digests(root)  # before the bundle's own code writes into it
         self.original = bundle_network(read_training(root, overrides), root / "models" / "model.pt").eval()
+        bound_kernel_cache(self.original)
         self.network = decompose(self.original)
         pruned_configs(root, PruningPlan.from_network(self.network))  # so that no training is done in vain
         self.trainable = freeze_weights_(self.network)

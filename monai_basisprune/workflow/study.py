@@ -238,13 +238,15 @@ def _notes(curve: PruningCurve, pruning: PruningHandler, chosen: CurvePoint, mar
     if missed > 0 and pruning.search is None:
         notes.append(f"{missed} of {len(pruning.targets)} rounds changed nothing or were not reached.")
     if chosen.difference is not None:
-        epochs = chosen.epoch
+        before, epochs = (pruning.trained_epochs(point.epoch) for point in (curve.rounds()[0], chosen))
         if pruning.search is not None:  # without the rounds that it went back from
             accepted = sum(step.accepted for step in pruning.search.search.steps)
             epochs = pruning.transfer_epochs + accepted * pruning.epochs_per_round
         notes.append(
-            f"The chosen network was trained for {epochs} epochs, the unpruned one for "
-            f"{curve.rounds()[0].epoch}: a part of any gain may come from the longer training."
+            f"The chosen network was trained for {epochs} epochs, the unpruned one for {before}: a part of any gain "
+            f"may come from the longer training."
+            if epochs > before
+            else "The chosen network was not trained after it was cut."
         )
     if chosen.difference is not None and not chosen.difference["non_inferior"]:
         notes.append(

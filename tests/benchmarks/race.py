@@ -48,7 +48,8 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "default": Contestant("bases", Recipe(channels=True)),
+    "default": Contestant("bases", Recipe(channels=True, distilled_from=0.95)),
+    "default, plain loss": Contestant("bases", Recipe(channels=True)),
     "default, operations too": Contestant("bases", Recipe(channels=True, operations=True)),
     "torch-pruning taylor, fine-tuned": Contestant("all", TorchPruning("taylor", finetune=True)),
     "taylor per parameter": Contestant("bases", Recipe(per_parameter=True)),
@@ -56,11 +57,9 @@ CONTESTANTS = {
     "torch-pruning taylor, frozen": Contestant("norms", TorchPruning("taylor", finetune=False)),
     "small from scratch": Contestant("nothing", small_from_scratch),
     "truncated svd": Contestant("norms", truncated_svd),
-    "default, distilled": Contestant("bases", Recipe(channels=True, distilled_from=0.0)),
-    "default, distilled at the end": Contestant("bases", Recipe(channels=True, distilled_from=0.98)),
-    "default, compensated": Contestant("bases", Recipe(channels=True, compensation=True)),
+    "default, compensated": Contestant("bases", Recipe(channels=True, compensated_from=0.95)),
     "channel scaling": Contestant("channel_scaling", channel_scaling),
-    "data-aware": Contestant("activation_bases", Recipe(compensation=True)),
+    "data-aware": Contestant("activation_bases", Recipe(compensated_from=0.75)),
     "singular value": Contestant("bases", Recipe("singular_value")),
     "scaling": Contestant("bases", Recipe("scaling")),
     "torch-pruning bn scale, fine-tuned": Contestant("all", TorchPruning("bn_scale", finetune=True)),
@@ -68,7 +67,7 @@ CONTESTANTS = {
     "unpruned": Contestant("bases", unpruned("factors")),
     "unpruned, fine-tuned": Contestant("all", unpruned("all")),
 }
-"""In the order in which they run: those that tell most come first."""
+"""In the order in which they run: those that tell most come first. Only the default learns from more than labels."""
 
 
 def transferred(start: str, network: nn.Module, trainer: Trainer, kept: Path) -> tuple[nn.Module, float]:

@@ -15,6 +15,9 @@ import monai_basisprune as mbp
 CHANNEL_PENALTY = 1e-4
 """Factor of the L1 penalty of channel scaling."""
 
+RECOMBINATION_LEARNING_RATE = 0.002
+"""Where each cosine starts for the 1×1 convolutions, where they are trained."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -25,15 +28,17 @@ class Recipe:
         channels: whether channels are pruned together with bases, under one budget.
         operations: whether each round removes its share of the operations as well.
         per_parameter: whether the scores of bases are divided by what one costs, as joint pruning does by itself.
-        compensation: whether what is left is fitted to the outputs before the cut, after each, from 100 images.
-        distilled_from: the ratio from which on the outputs of the unpruned network are learned from as well, or None.
+        compensated_from: the ratio from which on what is left is fitted after a cut to the outputs before it, from 100
+            images; None for never.
+        distilled_from: the ratio from which on the outputs of the unpruned network are learned from as well, and the
+            1×1 convolutions that recombine the bases are trained; None for neither.
     """
 
     criterion: str = "taylor"
     channels: bool = False
     operations: bool = False
     per_parameter: bool = False
-    compensation: bool = False
+    compensated_from: float | None = None
     distilled_from: float | None = None
 
     def __call__(self, network: nn.Module, trainer: Trainer) -> Iterator[Step]:
@@ -43,21 +48,24 @@ class Recipe:
         if self.distilled_from is not None:
             loss = distillation = mbp.DistillationLoss()
             distillation.start(network)
-        scores = _Scores(network, trainer, self)
+        scores = Scores(network, trainer, self)
         with contextlib.closing(scores):
             if scores.collecting:
                 scores.score_pass(trainer)
             for ratio in settings.ratios:
-                before = copy.deepcopy(network) if self.compensation else None
+                compensated = self.compensated_from is not None and ratio >= self.compensated_from
+                before = copy.deepcopy(network) if compensated else None
                 try:
-                    scores.cut(ratio)
+                    macs = ratio if self.operations else None
+                    scores.cut(mbp.Budget(parameters=ratio, macs=macs, input_shape=trainer.input_shape))
                 except mbp.BudgetError:
                     return  # not even one basis in every layer is that small
                 if before is not None:
                     mbp.compensate_(network, before, trainer.plain_batches(100))
+                parameters = mbp.parameter_groups(network, RECOMBINATION_LEARNING_RATE)
                 if self.distilled_from is not None:
                     distillation.resting = ratio < self.distilled_from
-                parameters = mbp.freeze_weights_(network)
+                    mbp.train_recombination_(network, not distillation.resting)
                 # the scores come from the second half of a round, when the network has recovered from the cut
                 trainer.train(network, parameters, settings.round_epochs, settings.learning_rate, loss, scores.add)
                 yield ratio, network
@@ -78,11 +86,11 @@ def channel_scaling(network: nn.Module, trainer: Trainer) -> Iterator[Step]:
         yield ratio, network
 
 
-class _Scores:
+class Scores:
     """What the bases of a network matter, and its channels."""
 
     def __init__(self, network: nn.Module, trainer: Trainer, recipe: Recipe) -> None:
-        self.network, self.input_shape, self.operations = network, trainer.input_shape, recipe.operations
+        self.network, self.input_shape = network, trainer.input_shape
         normalization = "size" if recipe.per_parameter else "none"
         kinds = {"scaling": mbp.ScalingImportance, "singular_value": mbp.SingularValueImportance}
         self.bases = kinds.get(recipe.criterion, mbp.TaylorImportance)(network, normalization=normalization)
@@ -90,10 +98,10 @@ class _Scores:
         self.collecting = [one for one in (self.bases, self.channels) if hasattr(one, "accumulate")]
         self.settled = True
 
-    def score_pass(self, trainer: Trainer) -> None:
-        """Collect gradients over half of the training images, without training, for the first cut."""
+    def score_pass(self, trainer: Trainer, every: int = 2) -> None:
+        """Collect gradients over every second batch, or another, without training, for the first cut."""
         network = self.network.train()
-        for x, labels in trainer.labeled_batches()[::2]:
+        for x, labels in trainer.labeled_batches()[::every]:
             network.zero_grad()
             cross_entropy(network(x), labels).backward()
             self.add(1.0)
@@ -110,10 +118,9 @@ class _Scores:
         for one in self.collecting:
             one.reset()
 
-    def cut(self, ratio: float) -> None:
+    def cut(self, budget: mbp.Budget) -> None:
         """Prune, and forget the scores."""
-        bases, macs = self.bases.scores(), ratio if self.operations else None
-        budget = mbp.Budget(parameters=ratio, macs=macs, input_shape=self.input_shape)
+        bases = self.bases.scores()
         if self.channels is None:
             mbp.prune_(self.network, bases, budget)
         else:

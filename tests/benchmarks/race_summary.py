@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def _pooled(runs: list[dict[str, Any]], images: Images) -> dict[tuple[int, float
 
 
 def _row(steps: list[dict[str, Any]], references: list[dict[str, Any] | None]) -> dict[str, Any]:
+    costs = {key: float(np.median([step[key] for step in steps])) for key in ("parameters", "macs", "latency_ms")}
+    seconds = round(float(np.mean([step["seconds"] for step in steps])), 1)
+    return {**auc_row(steps, references), **costs, "seconds": seconds}
+
+
+def auc_row(steps: Sequence[dict[str, Any]], references: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Return the mean AUC of some seeds, and how it differs from that of their references, with intervals.
+
+    Args:
+        steps: for each seed the scores, labels and patients of all test images, in the same order.
+        references: the same of what each is compared with; nothing is compared if one is None.
+    """
     patients = np.unique(steps[0]["patients"], return_inverse=True)[1]
     drawn = np.random.default_rng(0).multinomial(
         patients.max() + 1, [1 / (patients.max() + 1)] * (patients.max() + 1), RESAMPLES
@@ -68,8 +81,6 @@ def _row(steps: list[dict[str, Any]], references: list[dict[str, Any] | None]) -
         "auc": round(float(aucs[:, 0].mean()), 4),
         "auc_by_seed": aucs[:, 0].round(4).tolist(),
         **_interval(aucs, ""),
-        **{key: float(np.median([step[key] for step in steps])) for key in ("parameters", "macs", "latency_ms")},
-        "seconds": round(float(np.mean([step["seconds"] for step in steps])), 1),
     }
     if all(reference is not None for reference in references):
         changes = aucs - np.stack([_weighted_aucs(one, weights) for one in references if one is not None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class Trainer:
     def train(
         self,
         network: nn.Module,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         epochs: int,
         learning_rate: float,
         loss: Loss = cross_entropy,
@@ -72,20 +73,21 @@ class Trainer:
 
         Args:
             network: the network.
-            parameters: what is trained.
+            parameters: what is trained; groups may have learning rates of their own.
             epochs: how long.
             learning_rate: where the cosine starts.
             loss: the loss.
             after_backward: called after each backward pass with the share of this training that is done.
         """
-        optimizer = torch.optim.Adam(list(parameters), lr=learning_rate)
+        optimizer = torch.optim.Adam(list(parameters), lr=learning_rate)  # type: ignore[arg-type]
+        rates = [group["lr"] for group in optimizer.param_groups]
         steps = epochs * (len(self.inputs) // self.settings.batch_size)
         network.train()
         step = 0
         for _ in range(epochs):
             for x, labels in augmented_batches(self.inputs, self.labels, self.settings.batch_size, self.generator):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
                 optimizer.zero_grad(set_to_none=True)
                 loss(network(x), labels).backward()
                 if after_backward is not None:

@@ -161,3 +161,20 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_is_named(tmp_path: Path, caplo
     assert "checkpoint_000003.pt" in caplog.text
     assert resumed.checkpoint.resumed_epoch == 2
     assert same_bits(snapshot(resumed.network), snapshot(whole.network))
+
+
+def test_another_number_of_threads_is_told_and_not_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    threads = torch.get_num_threads()
+    with pytest.raises(Stopped):
+        Run(tmp_path, stop_at=12).run()
+    with caplog.at_level(logging.WARNING, "monai_basisprune.handlers.checkpoint"):
+        assert Run(tmp_path).run().checkpoint.resumed_epoch == 2
+        assert "number of threads" not in caplog.text
+        try:
+            torch.set_num_threads(threads + 1)
+            resumed = Run(tmp_path).run()
+        finally:
+            torch.set_num_threads(threads)
+    assert resumed.checkpoint.resumed_epoch == resumed.engine.state.epoch
+    assert f"threads is not that of the run that was stopped, {threads + 1} instead of {threads}: it" in caplog.text
+    assert f"may end with other bits than a run that was never stopped. Set OMP_NUM_THREADS={threads}" in caplog.text

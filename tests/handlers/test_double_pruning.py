@@ -17,6 +17,7 @@ from torch import nn
 
 import monai_basisprune as mbp
 from monai_basisprune.budgets import network_cost
+from monai_basisprune.channel_slices import kept_channels
 from monai_basisprune.decomposition import decomposed_layers
 from monai_basisprune.distillation import DistillationLoss
 from monai_basisprune.errors import BudgetError, ConfigurationError, PlanMismatchError
@@ -64,7 +65,9 @@ class Session:
     def __init__(self, budgets: Any = BUDGETS, transfer: int = 2, per_round: int = 1, lr: float = 0.02, **more: Any):
         self.loss = more.get("distillation", nn.CrossEntropyLoss())
         self.network = mbp.decompose(classifier())
-        self.optimizer = torch.optim.Adam(mbp.freeze_weights_(self.network), lr=lr)
+        groups = mbp.parameter_groups(self.network, 0.01)
+        trained = groups if more.get("recombined_from") is not None else groups[0]["params"]
+        self.optimizer = torch.optim.Adam(trained, lr=lr)
         self.bases = mbp.TaylorImportance(self.network)
         self.channels = mbp.ChannelTaylorImportance(self.network, SHAPE)
         self.taylor = TaylorImportanceHandler(self.bases, self.channels)
@@ -163,16 +166,60 @@ def test_distillation_waits_until_the_share_is_gone():
         Session(distillation=loss, distilled_from=1.0)
 
 
-@pytest.mark.parametrize(("at", "distilled"), [(1, False), (2, False), (3, False), (4, False), (1, True), (3, True)])
-def test_a_run_that_was_interrupted_and_resumed_is_the_run_that_was_not(tmp_path, at, distilled):
-    loss = {"distillation": DistillationLoss(weight=0.8)} if distilled else {}
-    session = Session(per_round=1, transfer=2, **loss)
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_recombination_is_trained_once_the_share_is_gone_and_bases_never_are(share):
+    session = Session([{"parameters": 0.4}, {"parameters": 0.7}], recombined_from=share)
+    bases = {name: layer.basis.weight.detach().clone() for name, layer in decomposed_layers(session.network)}
+    trained, weights = [], []
+    engine = session.engine()
+
+    def note() -> None:
+        layers = [layer for _, layer in decomposed_layers(session.network)]
+        trained.append({layer.scaling.weight.requires_grad for layer in layers})
+        weights.append([layer.scaling.weight.detach().clone() for layer in layers])
+        assert not any(layer.basis.weight.requires_grad for layer in layers)
+
+    engine.add_event_handler(Events.EPOCH_COMPLETED, note)
+    engine.run()
+    # transfer, one cut, both cuts, trained after the last one
+    assert trained == [{False}, {share == 0.0}, {True}, {True}]
+    assert not any(torch.equal(before, after) for before, after in zip(*weights[-2:], strict=True))
+    for name, layer in decomposed_layers(session.network):
+        kept = bases[name][layer.kept_bases]
+        inputs = kept_channels(layer).get("in", list(range(kept.shape[1])))
+        assert torch.equal(layer.basis.weight, kept[:, inputs])
+        moment = session.optimizer.state[layer.scaling.weight]["exp_avg"]
+        assert moment.shape == layer.scaling.weight.shape
+        assert float(moment.abs().max()) > 0
+    assert session.pruning.describe()["recombined_from"] == share
+
+
+def test_recombination_needs_an_optimizer_that_holds_it():
+    session = Session()
+    with pytest.raises(mbp.ConfigurationError, match="make it with parameter_groups"):
+        PruningHandler(session.network, session.bases, BUDGETS, session.optimizer, recombined_from=0.5)
+    with pytest.raises(ValueError, match="recombined_from is a share of the parameters"):
+        Session(recombined_from=1.0)
+
+
+@pytest.mark.parametrize(
+    ("at", "more"),
+    [*((at, ()) for at in (1, 2, 3, 4)), (1, ("distillation",)), (3, ("distillation",)),
+     *((at, ("recombined_from",)) for at in (1, 2, 3, 4))],
+)  # fmt: skip
+def test_a_run_that_was_interrupted_and_resumed_is_the_run_that_was_not(tmp_path, at, more):
+    def made() -> dict[str, Any]:
+        every = {"distillation": DistillationLoss(weight=0.8), "recombined_from": 0.5}
+        return {name: every[name] for name in more}
+
+    distilled = "distillation" in more
+    session = Session(per_round=1, transfer=2, **made())
     engine = session.engine()
     CheckpointSaver(str(tmp_path), {**session.parts(), "trainer": engine}, save_interval=1).attach(engine)
     engine.run()
     file = tmp_path / f"checkpoint_epoch={at}.pt"
     torch.load(file, weights_only=True)  # tensors and plain types only
-    fresh = Session(per_round=1, transfer=2, **({"distillation": DistillationLoss(weight=0.8)} if distilled else {}))
+    fresh = Session(per_round=1, transfer=2, **made())
     again = fresh.engine()
     CheckpointLoader(str(file), {**fresh.parts(), "trainer": again}).attach(again)
     again.run()
@@ -264,17 +311,44 @@ def test_the_librarys_compensation_fits_as_it_is():
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("of_channels", [None, [{"parameters": 0.3}, {"parameters": 0.5}]])
+def test_channels_go_in_blocks_where_that_is_asked_for(of_channels):
+    budgets = [{"parameters": 0.2}, {"parameters": 0.4}] if of_channels is None else []
+    session = Session(budgets, channel_multiple=4, channel_budgets=of_channels)
+    session.engine().run()
+    status = mbp.layer_status(session.network)
+    assert sum(layer.channels < layer.max_channels for layer in status) > 0
+    assert all(layer.channels % 4 == 0 for layer in status if layer.name != "head")
+    assert session.pruning.describe()["channel_multiple"] == 4
+
+
+def test_what_blocks_do_not_allow_is_refused_before_any_training():
+    session = Session([], channel_multiple=4, channel_budgets=[{"parameters": 0.9}])
+    engine = session.engine()
+    with pytest.raises(BudgetError, match="with one block of 4 channels left in every group") as caught:
+        engine.run()
+    assert engine.state.iteration == 0
+    largest = float(re.search(r"parameters=(0\.\d+);", str(caught.value)).group(1))
+    session = Session([], channel_multiple=4, channel_budgets=[{"parameters": largest}])
+    session.engine().run()
+    assert session.pruning.results[0].parameter_reduction >= largest
+    with pytest.raises(ValueError, match="multiple must be a whole number of at least 1"):
+        Session(channel_multiple=0)
+
+
 # --- a search
 
 
-def test_a_search_goes_back_to_the_channels_that_were_accepted(tmp_path):
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_a_search_goes_back_to_the_channels_that_were_accepted(tmp_path, share):
     data = loader(cases(24))
-    session = Session([{"parameters": target} for target in (0.2, 0.5, 0.8)], transfer=1, lr=0.02)
+    more = {"recombined_from": share}
+    session = Session([{"parameters": target} for target in (0.2, 0.5, 0.8)], transfer=1, lr=0.02, **more)
     curve = PruningCurveHandler(session.network, SHAPE, margin=0.02)
     rounds = MetricSearchRounds(curve, {"auc_margin": 0.02}, rule="point", bisections=2)
     session.pruning = PruningHandler(
         session.network, session.bases, [{"parameters": target} for target in (0.2, 0.5, 0.8)], session.optimizer,
-        1, 1, search=rounds, channel_importance=session.channels,
+        1, 1, search=rounds, channel_importance=session.channels, **more,
     )  # fmt: skip
     saver = PrunedNetworkSaver(session.network, tmp_path)
     outcomes = iter([0.0, 0.0, -0.4, -0.4, -0.4, -0.4, -0.4])

@@ -34,6 +34,17 @@ def test_methods_leave_out_what_is_not_known() -> None:
     assert "no seed was set" in text
 
 
+def test_rounds_without_training_and_blocks_of_channels_are_told() -> None:
+    for search in (None, make_study()["search"]):
+        study = make_study(search=search)
+        study["pruning"] |= {"transfer_epochs": 0, "epochs_per_round": 0, "channel_multiple": 16}
+        text = plain(methods_paragraph(study))
+        assert "Then, without any transfer learning, the " in text
+        assert ("nothing was trained after a cut." if search is None else "and trained nothing;") in text
+        assert "0 epochs" not in text
+        assert "Channels were removed in blocks that left multiples of 16." in text
+
+
 def test_p_value_and_unseen_loss_are_told_where_known() -> None:
     study = make_study()
     study["test"]["difference"] |= {"p_value": 0.41, "unseen_loss": 0.07}
@@ -41,15 +52,6 @@ def test_p_value_and_unseen_loss_are_told_where_known() -> None:
     assert any("costs up to 0.070 of the AUC" in sentence for sentence in limits_sentences(study))
     study["test"]["difference"]["p_value"] = 1e-9
     assert "one-sided p < 0.001" in methods_paragraph(study)
-
-
-def test_limits() -> None:
-    study = make_study()
-    assert "synthetic" in limits_sentences(study)[0]
-    study["data"]["synthetic"] = False
-    text = " ".join(limits_sentences(study))
-    assert "synthetic" not in text
-    assert "medical device" in text
 
 
 def test_what_goes_beyond_the_auc_is_told() -> None:

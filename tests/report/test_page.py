@@ -4,44 +4,16 @@ import html
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pages import HOSTILE, assert_self_contained
 from studies import make_pictures, make_study
 
 from monai_basisprune.errors import ConfigurationError
-from monai_basisprune.report import compare_studies, save_study, write_report
-from monai_basisprune.report.comparison import _reasons
+from monai_basisprune.report import write_report
 
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
-NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.attributes: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.names.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-
-def assert_self_contained(text: str, images: int = 0) -> None:
-    assert set(re.findall(r'https?://[^"\s<)]+', text)) <= NAMESPACES
-    tags = Tags(text)
-    assert not {"script", "link", "iframe", "object", "base", "a", "form"} & set(tags.names)
-    assert tags.names.count("img") == tags.attributes.count("src") == tags.attributes.count("alt") == images
-    assert len(re.findall(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]+" alt="[^"]+">', text)) == images
-    assert not [name for name in tags.attributes if name.startswith("on")]
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
-    assert "@import" not in text
-    assert "nan" not in re.findall(r"\b[a-z]+\b", text)
 
 
 @pytest.fixture(scope="module")
@@ -199,50 +171,6 @@ def test_unknown_patients_are_said(tmp_path: Path) -> None:
     study["data"]["splits"]["test"] |= {"patients": None, "patients_by_class": None}
     text = write_report(study, tmp_path)["report_html"].read_text(encoding="utf-8")
     assert "It is not known which cases belong to the same patient" in text
-
-
-def test_comparison(tmp_path: Path) -> None:
-    other = make_study(title=HOSTILE, test=None)
-    other["data"]["split_sha256"] = "ab" * 32
-    paths = [save_study(make_study(), tmp_path / "a.json"), save_study(other, tmp_path / "b.json")]
-    text = compare_studies(paths, tmp_path / "compare.html").read_text(encoding="utf-8")
-    assert_self_contained(text)
-    assert "not comparable with the first study, because its split is another one (SHA-256 differs)" in text
-    assert "not tested" in text
-    assert str(tmp_path) not in text
-    assert "Cardiomegaly on synthetic chest radiographs" in text
-    with pytest.raises(ConfigurationError, match="at least two"):
-        compare_studies(paths[:1], tmp_path / "one.html")
-
-
-def test_comparison_lists_what_differs(tmp_path: Path) -> None:
-    one, two = make_study(), make_study(seed=7)
-    two["pruning"] |= {"importance": "scaling", "extra": {"learning_rate": [0.1, None]}}
-    two["data"] |= {"synthetic": False, "class_names": ["healthy", "sick"]}
-    paths = [save_study(study, tmp_path / f"{index}.json") for index, study in enumerate((one, two))]
-    text = compare_studies(paths, tmp_path / "compare.html").read_text(encoding="utf-8")
-    table = re.sub(r"<[^>]+>", " ", text[text.index('id="settings"') : text.index('id="sources"')]).split()
-    for words in ("importance taylor scaling", "seed 0 7", "extra not noted learning_rate 0.1, none"):
-        assert words in " ".join(table), words
-    assert "budget" not in table
-    assert "its classes have other names; its data are real, those of the first study synthetic." in text
-    one["data"]["label_kind"] = "multi"  # of the same two names
-    assert list(_reasons(make_study(), one)) == [
-        "its classes can occur together, those of the first study exclude each other"
-    ]
-    same = compare_studies([paths[0], paths[0]], tmp_path / "same.html").read_text(encoding="utf-8")
-    assert "All settings and versions are the same." in same
-    assert 'id="comparable"' not in same
-
-
-def test_comparison_says_which_record_is_wrong(tmp_path: Path) -> None:
-    good = save_study(make_study(), tmp_path / "study.json")
-    bad = tmp_path / "Doe" / "study.json"
-    bad.parent.mkdir()
-    bad.write_text("{")
-    with pytest.raises(ConfigurationError, match=r"Of 2 study records, number 2: study\.json was asked for") as caught:
-        compare_studies([good, bad], tmp_path / "compare.html")
-    assert "Doe" not in str(caught.value)
 
 
 def browse(page: Path, folder: Path, *arguments: str) -> str:

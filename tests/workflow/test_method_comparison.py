@@ -45,7 +45,7 @@ def test_an_overlay_holds_only_what_differs_and_all_its_keys_are_used(name: str)
     content = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     base = merged_config(("train", "prune"))
     assert [key for key, value in content.items() if key in base and base[key] == value] == []
-    assert len(content) <= 9
+    assert len(content) <= 11
     check_keys(merged_config(("train", "prune", name)))
     check_keys(merged_config((*NAMES, name)))
 

@@ -4,18 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from monai_basisprune.data import VolumePreparation, write_synthetic_volumes
+from monai_basisprune.data import VolumePreparation
 from monai_basisprune.errors import CohortError, ConfigurationError
 from monai_basisprune.workflow import PreparedCohort, prepare_volume_cohort
 
 HOW = VolumePreparation((16, 16, 16)).to_dict()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("volumes") / "images"
-    write_synthetic_volumes(folder, patients=16, volume_size=16, problem_files=False)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +37,8 @@ def test_the_synthetic_cohort_with_its_broken_files_can_also_stop_a_run(tmp_path
         prepare_volume_cohort(None, tmp_path, HOW, synthetic_patients=12, progress=False)
 
 
-def test_a_folder_of_the_user_leaves_no_names_in_the_datalist(images: Path, tmp_path: Path) -> None:
-    cohort = prepare_volume_cohort(images, tmp_path, HOW, progress=False)
+def test_a_folder_of_the_user_leaves_no_names_in_the_datalist(volumes: Path, tmp_path: Path) -> None:
+    cohort = prepare_volume_cohort(volumes, tmp_path, HOW, progress=False)
     assert not cohort.synthetic
     assert "synth0" not in cohort.datalist_file.read_text()
     assert all(Path(item["image"]).is_file() for item in cohort.split("training"))
@@ -54,12 +47,12 @@ def test_a_folder_of_the_user_leaves_no_names_in_the_datalist(images: Path, tmp_
     assert "synth0" not in again.datalist_file.read_text()
 
 
-def test_folds_divide_by_patient(images: Path, tmp_path: Path) -> None:
+def test_folds_divide_by_patient(volumes: Path, tmp_path: Path) -> None:
     tested = []
     for fold in range(3):
-        cohort = prepare_volume_cohort(images, tmp_path, HOW, folds=3, fold=fold, progress=False)
+        cohort = prepare_volume_cohort(volumes, tmp_path, HOW, folds=3, fold=fold, progress=False)
         tested += [item["case_id"] for item in cohort.datalist["test"]]
-    whole = prepare_volume_cohort(images, tmp_path, HOW, progress=False).datalist
+    whole = prepare_volume_cohort(volumes, tmp_path, HOW, progress=False).datalist
     assert sorted(tested) == sorted(
         item["case_id"] for name in ("training", "validation", "test") for item in whole[name]
     )
