@@ -8,7 +8,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -127,7 +127,7 @@ def read_weights(path: str | os.PathLike[str]) -> Any:
             is a reason, without the name of the file.
     """
     with open(path, "rb") as file:
-        if zipfile.is_zipfile(file):
+        if _is_archive(file):
             problem = archive_problem(file)
             if problem is not None:
                 raise ValueError(problem)
@@ -146,6 +146,13 @@ def read_weights(path: str | os.PathLike[str]) -> Any:
                 f"it is damaged, or was not written by torch.save ({type(error).__name__} while PyTorch "
                 f"{torch.__version__} read it)"
             ) from None
+
+
+def _is_archive(file: BinaryIO) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # of an end that belongs to an archive, and is damaged
+        return True
 
 
 def is_ordinary_tensor(tensor: torch.Tensor) -> bool:

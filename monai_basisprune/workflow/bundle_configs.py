@@ -117,7 +117,7 @@ def pruned_config(
         a new configuration, or None if this one says nothing of ``network_def``.
 
     Raises:
-        ConfigurationError: if it builds a pruned network already.
+        ConfigurationError: if it builds a pruned network already, or its ``imports`` are no lines of Python.
     """
     if _UNPRUNED in config:
         raise ConfigurationError(
@@ -140,6 +140,11 @@ def pruned_config(
         else:
             new[f"unpruned_{key}" if key in parts else key] = value
     imports = new.get("imports", [])
+    if not isinstance(imports, (str, list)):
+        raise ConfigurationError(
+            f"imports must be a line of Python or a list of them, found {type(imports).__name__}: correct it in the "
+            f"bundle's configuration."
+        )
     if "network_def" in config and _IMPORT not in imports:
         new = {"imports": [], **new} if "imports" not in new else new
         new["imports"] = [*([imports] if isinstance(imports, str) else imports), _IMPORT]

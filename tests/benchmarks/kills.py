@@ -38,6 +38,8 @@ OVERLAY = {
     "synthetic_patients": 80,
     "epochs_per_round": 4,
     "targets": [0.2, 0.4, 0.6, 0.8],
+    "distilled_from": 0.5,
+    "recombined_from": 0.5,
     "network_def": TINY["network_def"],
 }
 KINDS: dict[str, dict[str, Any]] = {"targets": {}, "search": {"auc_margin": 0.05, "selection": "point"}, "bundle": {}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_a_part_that_promises_more_than_it_holds_is_refused(tmp_path: Path) -> N
     assert archive_problem(path) == "it is damaged: 'archive/data.pkl' says that it holds more than it does"
     with pytest.raises(ValueError, match="says that it holds more than it does"):
         read_weights(path)
+
+
+def test_an_archive_that_says_that_it_has_several_disks_is_refused_in_our_words(tmp_path: Path) -> None:
+    # of the fuzzing: Python's own check whether a file is an archive raised
+    content = saved(tiny_classifier(0).state_dict())
+    second_of_two = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 2)
+    (tmp_path / "x.pt").write_bytes(content[:-22] + second_of_two + content[-22:])
+    with pytest.raises(ValueError, match="it is damaged, or no archive: BadZipFile, zipfiles that span multiple disks"):
+        read_weights(tmp_path / "x.pt")
 
 
 def test_what_a_deployed_network_carries_is_data(targets: list[Target], tmp_path: Path) -> None:

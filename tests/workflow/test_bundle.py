@@ -345,6 +345,8 @@ def test_a_network_that_is_an_expression_or_a_reference_is_kept_under_another_id
         assert built.state_dict().keys() == network.state_dict().keys()
         assert config["network_def"] == own  # the source is left as it is
     assert pruned_config({"run": ["$1"]}, plan) is None
+    with pytest.raises(ConfigurationError, match="imports must be a line of Python or a list of them, found float"):
+        pruned_config({"imports": 1.5, "network_def": dict(NETWORK)}, plan)  # of the fuzzing
 
 
 def test_references_to_parts_of_the_network_go_on_meaning_the_original() -> None:
