@@ -191,7 +191,7 @@ class _Gated(torch.autograd.Function):
 
 
 class _Gate:
-    """Multiplies the inputs of one layer by ones that have a gradient."""
+    """Hands the inputs of one layer on, and takes the gradient that a factor of 1 for each channel would have."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

@@ -22,7 +22,7 @@ from .layers import DecomposedLayer
 from .pruning import check_scores, keep_bases_, score_slots
 from .tally import Tally
 
-__all__ = ["JointResult", "prune_jointly_"]
+__all__ = ["JointResult", "check_joint_budget", "prune_jointly_"]
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,7 @@ def prune_jointly_(
         >>> result.parameter_reduction >= 0.6
         True
     """
-    if not budget.shares.keys() <= {"parameters", "macs"}:
-        raise BudgetError(f"{budget} is not one of bases and channels together: ask for a share of parameters or macs.")
+    check_joint_budget(budget)
     check_multiple(multiple)
     layers = dict(decomposed_layers(network))
     check_scores(layers, basis_scores)
@@ -142,6 +141,12 @@ def prune_jointly_(
         macs=int(macs.total),
         mac_reduction=macs.reduction(macs.total),
     )
+
+
+def check_joint_budget(budget: Budget) -> None:
+    """Raise a BudgetError if a budget is of something that bases and channels have not in common."""
+    if not budget.shares.keys() <= {"parameters", "macs"}:
+        raise BudgetError(f"{budget} is not one of bases and channels together: ask for a share of parameters or macs.")
 
 
 def _select(

@@ -7,7 +7,7 @@ import os
 import torch
 from torch import nn
 
-from .layers import SUPPORTED_CONVOLUTIONS
+from .plain_layers import SUPPORTED_CONVOLUTIONS
 
 __all__ = ["bound_kernel_cache", "forget_convolutions"]
 

@@ -18,7 +18,7 @@ from .channels import cut_channels_, prune_channels_
 from .decomposition import decomposed_layers
 from .distributed import agreed
 from .errors import BudgetError, ConfigurationError
-from .joint_pruning import JointResult, prune_jointly_
+from .joint_pruning import JointResult, check_joint_budget, prune_jointly_
 from .kernel_caches import forget_convolutions
 from .pruning import PruneResult, check_budget, keep_bases_, prune_
 from .structure import kept_parts, positions_of, removed_of, structure_of
@@ -172,10 +172,7 @@ class RoundPruner:
         """Check that a budget can be met with the fewest channels in each group and, if bases go, one in each layer."""
         if budget.quantity == "threshold" and not jointly:
             return
-        if not budget.shares.keys() <= {"parameters", "macs"}:
-            raise BudgetError(
-                f"{budget} is not one of bases and channels together: ask for a share of parameters or macs."
-            )
+        check_joint_budget(budget)
         tally = Tally(self.network, budget, importance.input_shape)
         for name, layer in decomposed_layers(self.network) if bases else ():
             tally.remove_bases(name, layer.rank() - layer.groups)

@@ -260,7 +260,7 @@ LOWER_ROOMS = {
         *("budgets", "channel_graph", "channel_selection", "channel_trial", "channels", "decomposition"),
         *("distributed", "errors", "joint_pruning", "kernel_caches", "pruning", "structure", "tally"),
     },
-    "kernel_caches": {"layers"},
+    "kernel_caches": {"plain_layers"},
     "search_rounds": {
         *(
             "search",

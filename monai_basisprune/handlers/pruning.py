@@ -210,6 +210,8 @@ class PruningHandler:
 
     def _choose_training(self) -> None:
         """Let what the share of the parameters that is gone decides on be trained, and rest otherwise."""
+        if self.distillation is None and self.recombined_from is None:
+            return
         cost = network_cost(self.pruner.network, Budget(parameters=0.0))
         gone = cost.reduction(cost.total)
         if self.distillation is not None:
