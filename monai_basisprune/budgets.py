@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .channel_scaling_layer import channel_scalings
 from .channel_slices import channel_count, cut_modules, lost_parameters, lost_weights
-from .decomposition import decomposed_layers, replace_modules
+from .copies import copy_network
+from .decomposition import decomposed_layers
 from .errors import BudgetError
 from .forward import example_input, forward_pass
 from .latency import measure_latency
@@ -212,7 +213,7 @@ def _latency_cost(network: nn.Module, input_shape: tuple[int, ...], share: float
     tables = latency_tables(network, input_shape)
     split: dict[nn.Module, nn.Module]
     split = {layer: layer.to_plain(tables[name][-2] < tables[name][-1]) for name, layer in decomposed_layers(network)}
-    now = measure_latency(replace_modules(network, split), input_shape).median_ms / 1e3
+    now = measure_latency(copy_network(network, split), input_shape).median_ms / 1e3
     rest = max(now - sum(table[-2] for table in tables.values()), 0.0)
     original = rest + sum(table[-1] for table in tables.values())
     total = rest + sum(table[-2] for table in tables.values())

@@ -15,7 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from .channel_scaling_layer import detach_scalings_
 from .channel_slices import channel_count, group_count, has_one_side, slice_problem
 from .channel_trial import Side, cut_difference, removed_slots
-from .decomposition import decomposed_layers, replace_modules
+from .copies import copy_network
+from .decomposition import decomposed_layers
 from .errors import LayerSelectionError
 from .forward import example_input, forward_pass
 from .layers import DecomposedLayer
@@ -110,7 +111,7 @@ def probe_network(network: nn.Module) -> nn.Module:
             stand_ins[module] = _INSTANCE_NORMS[type(module)](features)  # type: ignore[index]
         elif isinstance(module, nn.PReLU) and module.num_parameters == 1:
             stand_ins[module] = nn.LeakyReLU()
-    probe = replace_modules(network, stand_ins).double()
+    probe = copy_network(network, stand_ins).double()
     detach_scalings_(probe)
     device = next(probe.parameters()).device
     probe.to(device)

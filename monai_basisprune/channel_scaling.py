@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from .channel_graph import ChannelGroup, channel_groups, probe_network
 from .channel_scaling_layer import attach_scaling_, channel_scalings
 from .channel_slices import channel_count, has_one_side
-from .decomposition import replace_modules
+from .copies import copy_network
 from .errors import LayerSelectionError
 from .forward import evaluation_mode, example_input
 from .layers import DecomposedConv
@@ -86,7 +86,7 @@ def add_channel_scaling(network: nn.Module, input_shape: Sequence[int]) -> nn.Mo
             f"No channel of {type(network).__name__} can be scaled and removed; its bases can be, with prune_:\n"
             + "\n".join(f"  - {line}" for line in reasons)
         )
-    scaled = replace_modules(network, {})
+    scaled = copy_network(network)
     for name in chosen:
         module = scaled.get_submodule(name)
         attach_scaling_(module, channel_count(module, "out"))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .decomposition import replace_modules
+from .copies import copy_network
 from .layers import DecomposedLayer
 from .traversal import walk
 
@@ -72,7 +72,7 @@ def fold_channel_scaling(network: nn.Module) -> nn.Module:
     """
     if not channel_scalings(network):
         return network
-    folded = replace_modules(network, {})
+    folded = copy_network(network)
     for _, module in channel_scalings(folded):
         factors = module.channel_scaling.weight.detach()
         owner: Any = module.scaling if isinstance(module, DecomposedLayer) else module

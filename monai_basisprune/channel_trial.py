@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .channel_slices import channel_count, keep_channels_
+from .copies import copy_network
 from .forward import forward_pass
 from .layers import DecomposedLayer
 
@@ -52,7 +52,7 @@ def cut_difference(network: nn.Module, x: torch.Tensor, removed: Mapping[Side, S
     Raises:
         ValueError: if the network cannot run without them, or gives values that are not finite.
     """
-    ignoring, cut = copy.deepcopy(network), copy.deepcopy(network)
+    ignoring, cut = copy_network(network), copy_network(network)
     deaf, short = dict(ignoring.named_modules()), dict(cut.named_modules())
     for (name, side), positions in removed.items():
         gone = set(positions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from .channel_graph import channel_groups
 from .channel_selection import select_channels
 from .channel_slices import channel_count, keep_channels_
 from .channel_trial import Side, cut_difference, removed_slots
+from .copies import copy_network
 from .errors import LayerSelectionError
 from .forward import example_input
 from .layers import Slicer
@@ -147,7 +147,7 @@ def prune_channels_(
     removed = removed_slots({group.name: group.units for group in groups}, kept)
     verify_cut(network, input_shape, removed)
     # all that can raise comes before the cut
-    trial = copy.deepcopy(network)
+    trial = copy_network(network)
     cut_channels_(trial, removed, None)
     parameters = network_cost(trial, Budget(parameters=0.0))
     macs = network_cost(trial, Budget(macs=0.0, input_shape=tuple(input_shape)))
@@ -167,7 +167,7 @@ def prune_channels_(
 
 def verify_cut(network: nn.Module, input_shape: Sequence[int], removed: Mapping[Side, Sequence[int]]) -> None:
     """Make the cut on a copy, and check that it runs and computes what it should."""
-    trial = copy.deepcopy(network).double()
+    trial = copy_network(network).double()
     like = example_input(trial, input_shape, batch_size=2)
     x = torch.randn(like.shape, dtype=like.dtype, generator=torch.Generator().manual_seed(0)).to(like.device)
     try:

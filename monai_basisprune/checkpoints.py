@@ -24,7 +24,7 @@ from .reading import read_weights
 __all__ = ["RunCheckpoint", "RunCheckpoints", "setting_digests"]
 
 _NAME = re.compile(r"checkpoint_(\d{6})\.pt")
-_VERSION = 3
+_VERSION = 4
 _KEPT = 2
 
 

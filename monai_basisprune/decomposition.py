@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ from torch import nn
 
 from .activation import activation_factors
 from .channel_slices import channel_count, kept_channels, lost_parameters, original_channels
+from .copies import copy_network
 from .errors import LayerSelectionError
 from .factorization import is_finite, short_side
 from .layers import DecomposedLayer, decompose_alike, decompose_layer
 from .selection import decomposable_layers, is_lazy, select_layers, skip_reasons
 from .threads import one_thread
-from .traversal import walk
 
 __all__ = ["LayerStatus", "decompose", "decomposed_layers", "layer_status"]
 
@@ -29,12 +27,6 @@ _LARGE = 2**20
 
 # weights of the layers that are decomposed in one go: few enough for all threads to have something to do
 _BATCH = 2**18
-
-# what a type of module defines to be copied in a way of its own
-_WAYS_TO_COPY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__")
-
-_CONSTANTS = {bool, int, float, str, type(None)}
-_CONTAINERS = {dict, OrderedDict, set}
 
 _NOT_SELECTED = {
     False: "not selected by target_modules and exclude_modules",
@@ -132,9 +124,9 @@ def decompose(
         lines = "\n".join(f"  - {name}: the weight holds NaN or infinite values" for name in sorted(broken))
         raise LayerSelectionError(f"{type(network).__name__} cannot be decomposed; load sound weights first:\n{lines}")
     if data is None:
-        return replace_modules(network, dict(_decomposed_by_weight(chosen.values())))
+        return copy_network(network, dict(_decomposed_by_weight(chosen.values())))
     factors = activation_factors(network, chosen, data)
-    return replace_modules(network, {layer: decompose_layer(layer, factors[name]) for name, layer in chosen.items()})
+    return copy_network(network, {layer: decompose_layer(layer, factors[name]) for name, layer in chosen.items()})
 
 
 def _decomposed_by_weight(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, DecomposedLayer]]:
@@ -219,66 +211,3 @@ def decomposed_layers(network: nn.Module) -> list[tuple[str, DecomposedLayer]]:
             f"{type(network).__name__} holds no decomposed layer: call monai_basisprune.decompose(network) first."
         )
     return layers
-
-
-@one_thread()
-def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return a copy of a network with some of its modules replaced, wherever it refers to them.
-
-    What is replaced is never copied, so the peak of memory stays near the size of the two networks.
-    """
-    memo: dict[int, Any] = {id(old): new for old, new in replacements.items()}
-    modules = [module for _, module in walk(network, left_out=replacements)]
-    buffers = [b for m in modules for b in m._buffers.values() if type(b) is torch.Tensor and _is_plain(b)]
-    places = Counter(buffer.untyped_storage().data_ptr() for buffer in buffers)
-    for buffer in buffers:
-        # the general way, for buffers that share their memory, takes several times longer
-        if places[buffer.untyped_storage().data_ptr()] == 1:
-            memo[id(buffer)] = buffer.clone()
-    # to copy a module in the general way takes most of the time
-    as_usual = {kind for kind in set(map(type, modules)) if _is_copied_as_usual(kind)}
-    for module in modules:
-        if type(module) in as_usual:
-            memo[id(module)] = type(module).__new__(type(module))
-        else:
-            memo.update((id(v), v.detach().clone()) for v in vars(module).values() if _is_computed(v))
-    for module in modules:
-        if type(module) in as_usual:
-            vars(memo[id(module)]).update(_copied_entries(vars(module), memo))
-    return copy.deepcopy(network, memo)
-
-
-def _is_plain(buffer: torch.Tensor) -> bool:
-    return buffer.layout is torch.strided and not buffer.requires_grad and not vars(buffer)
-
-
-def _is_computed(value: Any) -> bool:
-    """Return whether it is a weight that an old-style weight or spectral norm computed, and will compute anew."""
-    return isinstance(value, torch.Tensor) and not value.is_leaf
-
-
-def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
-    """Return whether to copy a module of this type is to copy its attributes."""
-    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _WAYS_TO_COPY)
-
-
-def _copied_entries(entries: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
-    """Return deep copies of the attributes of a module, by name; the common kinds are copied here, which is faster."""
-    copies = {}
-    for name, value in entries.items():
-        kind = type(value)
-        if kind in _CONSTANTS:
-            copies[name] = value
-        elif id(value) in memo:
-            copies[name] = memo[id(value)]
-        elif kind in _CONTAINERS and not value:
-            copies[name] = memo[id(value)] = kind()
-        elif kind is nn.Parameter:
-            copies[name] = memo[id(value)] = nn.Parameter(value.detach().clone(), value.requires_grad)
-        elif _is_computed(value):
-            copies[name] = memo[id(value)] = value.detach().clone()
-        elif kind is dict and name in ("_parameters", "_buffers", "_modules"):
-            copies[name] = memo[id(value)] = _copied_entries(value, memo)
-        else:
-            copies[name] = copy.deepcopy(value, memo)
-    return copies

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
-from .recomposition import recompose
+from .activation import image_batches
+from .forward import forward_pass
 
 __all__ = ["DistillationLoss"]
 
@@ -18,25 +19,28 @@ __all__ = ["DistillationLoss"]
 class DistillationLoss(nn.Module):
     """A loss that draws the outputs of a network, while it is pruned, to those that it had before.
 
-    Labels are few and may be noisy; what the unpruned network says about an image, augmented or not, is free and says
-    more than a label. Until :meth:`start`, this is the plain loss. Then it is
-    ``(1 - weight) · loss + weight · T² · KL(p ‖ q)``, with ``p`` and ``q`` the softmax of the unpruned network's and of
-    the network's outputs, both divided by the temperature ``T`` (Hinton et al., arXiv 1503.02531, section 2), and the
-    mean over the images of the batch. For findings that can occur together it is the same with two classes, present
-    and absent, for each finding, and the mean over images and findings. Both networks see the same images, so any
-    trainer can use it that calls ``loss(outputs, labels)`` after each forward pass.
+    Labels are few and may be noisy; what the unpruned network says about an image is free and says more than a label.
+    :meth:`start` notes it for every training image as it is, so nothing but these outputs has to be kept, and no image
+    passes the unpruned network again. Until then, this is the plain loss. Afterwards it is
+    ``(1 - weight) · loss + weight · T² · KL(p ‖ q)``, with ``p`` and ``q`` the softmax of what was noted and of the
+    network's outputs, both divided by the temperature ``T`` (Hinton et al., arXiv 1503.02531, section 2), and the mean
+    over the images of the batch. For findings that can occur together it is the same with two classes, present and
+    absent, for each finding, and the mean over images and findings.
 
     Args:
+        data: a loader of the training images without augmentation, in the order in which ``cases`` counts them; batches
+            are as for :func:`~monai_basisprune.decompose`.
         loss: the plain loss, of outputs and labels; by default cross entropy.
-        weight: share of the outputs of the unpruned network in the loss, from 0 to 1.
+        weight: share of what was noted in the loss, from 0 to 1.
         temperature: what outputs are divided by, above 0.
         exclusive: whether one class excludes the others; otherwise each output is a finding of its own.
 
     Attributes:
-        reference: the unpruned network in evaluation mode, an ordinary network that is never trained; None before
-            :meth:`start`. It is part of the state dict: to go on from one, :meth:`start` with the unpruned network and
-            load it then.
-        resting: whether this is the plain loss for the time being, which saves a pass of the unpruned network.
+        wanted: what the unpruned network put out, of shape ``(images, classes)``; None before :meth:`start`. To go on
+            from a checkpoint, set it.
+        cases: the positions in ``data`` of the images in the next batch, for a trainer that calls
+            ``loss(outputs, labels)``; each call takes them.
+        resting: whether this is the plain loss for the time being.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -44,66 +48,78 @@ class DistillationLoss(nn.Module):
     Example:
         >>> from monai_basisprune import Budget, SingularValueImportance, decompose, prune_
         >>> network = decompose(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(32, 2)))
-        >>> loss = DistillationLoss()
+        >>> images, labels = torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1, 0])
+        >>> loss = DistillationLoss(images.split(2))
         >>> loss.start(network)
         >>> result = prune_(network, SingularValueImportance(network).scores(), Budget(bases=0.5))
-        >>> loss(network(torch.rand(4, 1, 4, 4)), torch.tensor([0, 1, 0, 1])).backward()
+        >>> batch = torch.tensor([4, 0, 1])
+        >>> loss(network(images[batch]), labels[batch], batch).backward()
     """
 
     def __init__(
-        self, loss: nn.Module | None = None, weight: float = 0.9, temperature: float = 2.0, exclusive: bool = True
+        self,
+        data: Iterable[Any],
+        loss: nn.Module | None = None,
+        weight: float = 0.9,
+        temperature: float = 2.0,
+        exclusive: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= weight <= 1:
             raise ValueError(f"weight is a share from 0 to 1, got {weight}.")
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be a number above 0, got {temperature}.")
+        self.data = data
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         self.weight = weight
         self.temperature = temperature
         self.exclusive = exclusive
-        self.reference: nn.Module | None = None
+        self.wanted: torch.Tensor | None = None
+        self.cases: torch.Tensor | Sequence[int] | None = None
         self.resting = False
-        self._inputs = _LastInputs()
-        self._handle: RemovableHandle | None = None
 
     def start(self, network: nn.Module) -> None:
-        """Learn from what a network puts out now; call it before the first cut.
+        """Note what a network puts out for every training image; call it before the first cut.
 
         Args:
-            network: the decomposed network that is trained, and pruned from now on. A hook on it keeps the images of
-                the last batch for this loss, and changes nothing; copies of the network have none that acts.
+            network: the network, which runs in evaluation mode and is left as it is.
 
         Raises:
-            LayerSelectionError: if the network holds no decomposed layer.
+            ValueError: if there is no image, one cannot be used, or the outputs are not logits of classes or findings.
         """
-        reference = recompose(network).eval().requires_grad_(False)
-        self.stop()
-        self.reference = reference
-        self._handle = network.register_forward_pre_hook(self._inputs)
+        problems: list[str] = []
+        outputs = [forward_pass(network, images) for images in image_batches(network, self.data, problems)]
+        if problems:
+            lines = "\n".join(f"  - {problem}" for problem in problems)
+            raise ValueError(f"DistillationLoss cannot use its data:\n{lines}")
+        for values in outputs:
+            if not isinstance(values, torch.Tensor) or values.ndim != 2 or values.shape[1] < 1 + self.exclusive:
+                found = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+                raise ValueError(
+                    f"DistillationLoss takes logits of shape (batch, classes), of at least two classes where one "
+                    f"excludes the others (exclusive={self.exclusive}), got {found}."
+                )
+        self.wanted = torch.cat(outputs)  # type: ignore[arg-type]
 
-    def stop(self) -> None:
-        """Be the plain loss again, and take the hook off the network; TorchScript accepts no network that has one."""
-        if self._handle is not None:
-            self._handle.remove()
-        self.reference = self._handle = self._inputs.values = None
-
-    def forward(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, outputs: torch.Tensor, labels: torch.Tensor, cases: torch.Tensor | Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Return the loss.
 
         Args:
-            outputs: what the network put out for its last batch: logits of shape ``(batch, classes)``, or findings.
+            outputs: what the network put out for a batch: logits of shape ``(batch, classes)``, or findings.
             labels: as the plain loss takes them.
+            cases: position of each image of the batch in the data, of shape ``(batch,)``; by default the attribute.
 
         Raises:
-            ValueError: if the outputs are not logits of classes or findings, or not those of the last batch.
+            ValueError: if it is not known which images these are, or the outputs are not those of as many images.
         """
+        cases, self.cases = self.cases if cases is None else cases, None
         plain: torch.Tensor = self.loss(outputs, labels)
-        if self.reference is None or self.resting:
-            self._inputs.values = None
+        if self.wanted is None or self.resting:
             return plain
-        wanted = self._wanted(outputs)
-        found, wanted = (self._log_probabilities(values) for values in (outputs, wanted))
+        pair = outputs, self._wanted(outputs, cases)
+        found, wanted = (self._log_probabilities(values) for values in pair)
         distance = functional.kl_div(found, wanted, reduction="sum", log_target=True) / found[..., 0].numel()
         return (1 - self.weight) * plain + self.weight * self.temperature**2 * distance
 
@@ -113,39 +129,22 @@ class DistillationLoss(nn.Module):
             values = torch.stack([values, torch.zeros_like(values)], dim=-1)
         return functional.log_softmax(values, dim=-1)
 
-    def _wanted(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Return what the unpruned network puts out for the last batch."""
-        assert self.reference is not None
-        if outputs.ndim != 2 or outputs.shape[1] < 1 + self.exclusive:
+    def _wanted(self, outputs: torch.Tensor, cases: torch.Tensor | Sequence[int] | None) -> torch.Tensor:
+        """Return what the unpruned network put out for the images of a batch."""
+        assert self.wanted is not None
+        if cases is None:
             raise ValueError(
-                f"DistillationLoss takes logits of shape (batch, classes), of at least two classes where one excludes "
-                f"the others (exclusive={self.exclusive}), got {tuple(outputs.shape)}."
+                "DistillationLoss does not know which training images these outputs are of: call it with their "
+                "positions, or set its cases before each batch."
             )
-        inputs, self._inputs.values = self._inputs.values, None
-        if inputs is None:
-            raise ValueError(
-                "DistillationLoss found no images: call it once after each forward pass, with gradients, of the "
-                "network that start() was given."
-            )
-        with torch.no_grad():
-            wanted: torch.Tensor = self.reference.eval()(*inputs)
+        positions = torch.as_tensor(cases, dtype=torch.long).reshape(-1)
+        outside = [position for position in positions.tolist() if not 0 <= position < len(self.wanted)]
+        if outside:
+            raise ValueError(f"Positions of training images go from 0 to {len(self.wanted) - 1}, got {outside}.")
+        wanted = self.wanted[positions.to(self.wanted.device)]
         if wanted.shape != outputs.shape:
             raise ValueError(
-                f"Outputs of shape {tuple(outputs.shape)} are not those of the last batch of the network, for which "
-                f"the unpruned one gives {tuple(wanted.shape)}."
+                f"Outputs of shape {tuple(outputs.shape)} are not those of the {len(positions)} images named, for "
+                f"which the unpruned network gave {tuple(wanted.shape)}."
             )
-        return wanted
-
-
-class _LastInputs:
-    """A hook that keeps what a network is given when it is trained."""
-
-    def __init__(self) -> None:
-        self.values: tuple[Any, ...] | None = None
-
-    def __call__(self, network: nn.Module, args: tuple[Any, ...]) -> None:
-        if network.training and torch.is_grad_enabled():
-            self.values = args
-
-    def __deepcopy__(self, memo: object) -> _LastInputs:
-        return _LastInputs()
+        return wanted.to(outputs.device)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .decomposition import replace_modules
+from .copies import copy_network
 from .errors import ExportError
 from .export_formats import READERS, WRITERS, layer_trail, refusal, tensors_of
 from .files import write_atomically
@@ -179,7 +179,7 @@ def _check(network: nn.Module, kind: str) -> None:
 
 
 def _copy(network: nn.Module) -> nn.Module:
-    return replace_modules(network, {}).cpu().eval().requires_grad_(False)
+    return copy_network(network).cpu().eval().requires_grad_(False)
 
 
 def _images(zeros: torch.Tensor, batch: int, seed: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .decomposition import replace_modules
+from .copies import copy_network
 from .forward import example_input, forward_pass
 from .layers import SUPPORTED_CONVOLUTIONS
 
@@ -37,7 +37,7 @@ def fold_norms(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     for convolution, norm in foldable_norms(network, input_shape):
         replacements[convolution] = _folded(convolution, norm)
         replacements[norm] = nn.Identity()
-    return replace_modules(network, replacements).eval()
+    return copy_network(network, replacements).eval()
 
 
 def foldable_norms(network: nn.Module, input_shape: Sequence[int]) -> list[tuple[nn.Module, nn.Module]]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .decomposition import replace_modules
+from .copies import copy_network
 from .errors import InflationError
 from .fingerprint import BLOCK_SETTINGS, LAYER_SETTINGS
 from .layers import SUPPORTED_CONVOLUTIONS, DecomposedLayer
@@ -71,7 +71,7 @@ def inflate(
             f"{type(network).__name__} cannot be inflated; network_def must be the same network with one spatial "
             f"dimension more:\n{lines}"
         )
-    inflated = replace_modules(target, {}) if target is network_def else target
+    inflated = copy_network(target) if target is network_def else target
     inflated.load_state_dict(values, strict=True)
     return inflated
 

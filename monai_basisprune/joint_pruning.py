@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from .channel_graph import ChannelGroup, channel_groups
 from .channel_selection import check_channel_scores, check_multiple, fewest_channels, rising_blocks
 from .channel_trial import Side, removed_slots
 from .channels import cut_channels_, verify_cut
+from .copies import copy_network
 from .decomposition import decomposed_layers
 from .errors import BudgetError
 from .layers import DecomposedLayer
@@ -123,7 +123,7 @@ def prune_jointly_(
     removed = removed_slots({group.name: group.units for group in groups}, kept_channels)
     verify_cut(network, input_shape, removed)
     # all that can raise comes before the cut
-    trial = copy.deepcopy(network)
+    trial = copy_network(network)
     cut_channels_(trial, removed, None)
     keep_bases_(trial, kept_bases)
     parameters = network_cost(trial, Budget(parameters=0.0))

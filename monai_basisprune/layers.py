@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .basis_scaling import BasisScalingConv
+from .copies import copy_parameter
 from .factorization import Factors, factorize, factorize_alike, reconstruct, short_side
 from .forward import memory_format
 from .plain_layers import SUPPORTED_CONVOLUTIONS, SUPPORTED_LAYERS, layer_like, pointwise
@@ -65,7 +66,9 @@ class DecomposedLayer(nn.Module):
             factors = _random_factors(weight, rank, self.out_channels, self.groups)
         values = factors.basis.to(device, dtype).contiguous(memory_format=memory_format(weight))
         self.basis = layer_like(layer, nn.Parameter(values, requires_grad=False), None, layer.training)
-        self.scaling = BasisScalingConv.from_weight(factors.scaling.to(device, dtype), self.groups, _copied(bias))
+        self.scaling = BasisScalingConv.from_weight(
+            factors.scaling.to(device, dtype), self.groups, None if bias is None else copy_parameter(bias)
+        )
         self.scaling.training = self.training
         means = None if factors.means is None else factors.means.to(device, dtype)
         self.register_buffer("means", means, persistent=False)
@@ -264,5 +267,5 @@ def _random_factors(weight: torch.Tensor, rank: int, out_channels: int, groups: 
     return Factors(basis, scaling)
 
 
-def _copied(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    return None if parameter is None else nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+def _copied(bias: nn.Parameter | None) -> nn.Parameter | None:
+    return None if bias is None else copy_parameter(bias)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.data.utils import set_rnd
-from torch.utils.data import Sampler
+from monai.transforms import Compose, RandomizableTrait, Transform
+from torch.utils.data import Dataset, Sampler
 
 from .distributed import from_first_process, process_count, process_rank
 from .errors import ConfigurationError
 
-__all__ = ["EpochBatches", "EveryNth", "SeededCacheDataset", "seed_epoch"]
+__all__ = ["POSITION", "EpochBatches", "EveryNth", "SeededCacheDataset", "Unaugmented", "seed_epoch"]
+
+POSITION = "position"
+"""The key under which a case of :class:`SeededCacheDataset` says where in the data set it stands."""
 
 
 class SeededCacheDataset(CacheDataset):
     """MONAI's cache of cases, with random transforms that draw anew for each epoch and case.
 
     What a case looks like in an epoch does not depend on the order in which the cases are read, so it is the same with
-    any number of workers and processes, and when a run goes on after a stop.
+    any number of workers and processes, and when a run goes on after a stop. A case that is a dictionary also holds its
+    position in the data set, under ``"position"``.
 
     Args:
         data: the cases.
@@ -44,7 +50,43 @@ class SeededCacheDataset(CacheDataset):
         if self.seed is not None:
             words = np.random.SeedSequence([self.seed, self.epoch, index % len(self)]).generate_state(1)
             set_rnd(self.transform, int(words[0]))
-        return super()._transform(index)
+        case = super()._transform(index)
+        return {**case, POSITION: index % len(self)} if isinstance(case, Mapping) else case
+
+
+class Unaugmented(Dataset[Any]):
+    """The cases of a cache without what its random transforms do to them; what it holds is not read anew.
+
+    Args:
+        cases: the cache; it goes on as it was.
+    """
+
+    def __init__(self, cases: CacheDataset) -> None:
+        self.cases = copy.copy(cases)
+        self.cases.transform = _left_out(cases.transform)
+
+    def __len__(self) -> int:
+        """Return the number of cases."""
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one case."""
+        return self.cases[index]
+
+
+class _LeftOut(RandomizableTrait, Transform):
+    """Stands where a random transform stood, as the cache ends before the first of them."""
+
+    def __call__(self, data: Any) -> Any:
+        return data
+
+
+def _left_out(transform: Any) -> Any:
+    if type(transform) is Compose:
+        steps = copy.copy(transform)
+        steps.transforms = [_left_out(step) for step in transform.transforms]
+        return steps
+    return _LeftOut() if isinstance(transform, RandomizableTrait) else transform
 
 
 class EpochBatches(Sampler[list[int]]):

@@ -16,7 +16,7 @@ from torch import nn
 
 from .channel_scaling_layer import fold_channel_scaling
 from .channel_slices import keep_channels_, kept_channels_problem
-from .decomposition import replace_modules
+from .copies import copy_network
 from .errors import BasisPruneError, PlanMismatchError
 from .factorization import kept_bases_problem
 from .files import archive_problem, move_into_place, sha256_of, write_atomically
@@ -77,7 +77,7 @@ def build_pruned(
                 problems.append(f"{name}: {problem}")
             new.kept_bases = list(layer.kept_bases)
             pruned[modules[name]] = new
-    network = replace_modules(network, pruned)
+    network = copy_network(network, pruned)
     now = dict(network.named_modules())
     problems += _keep_channels_({name: now[name] for name in modules if name in now}, plan)
     if problems:

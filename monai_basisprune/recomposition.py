@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from .channel_scaling_layer import fold_channel_scaling
-from .decomposition import decomposed_layers, replace_modules
+from .copies import copy_network
+from .decomposition import decomposed_layers
 from .folding import fold_norms
 from .layer_timing import faster_split
 
@@ -56,5 +57,5 @@ def recompose(
     if cheaper_by == "latency" and input_shape is not None:
         split = faster_split(network, input_shape)
     layers = decomposed_layers(network)
-    plain = replace_modules(network, {layer: layer.to_plain(split.get(name)) for name, layer in layers})
+    plain = copy_network(network, {layer: layer.to_plain(split.get(name)) for name, layer in layers})
     return fold_norms(plain, input_shape) if fold and input_shape is not None else plain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from .channel_graph import ChannelGroup
 from .channel_selection import check_multiple, fewest_channels
 from .channel_trial import Side
 from .channels import cut_channels_, prune_channels_
+from .copies import copy_network
 from .decomposition import decomposed_layers
 from .distributed import agreed
 from .errors import BudgetError, ConfigurationError
@@ -197,7 +197,7 @@ class RoundPruner:
         Raises:
             BudgetError: if a budget cannot be met; the network is then as it was, or has lost the bases already.
         """
-        before = None if self.compensation is None else copy.deepcopy(self.network)
+        before = None if self.compensation is None else copy_network(self.network)
         structure, multiple = structure_of(self.network), self.channel_multiple
         result: PruneResult | JointResult
         budget = Budget(bases=0.0) if budget is None else budget

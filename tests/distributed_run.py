@@ -28,7 +28,7 @@ from monai_basisprune.handlers import (
     PruningHandler,
     TaylorImportanceHandler,
 )
-from monai_basisprune.loading import EpochBatches, EveryNth, SeededCacheDataset
+from monai_basisprune.loading import EpochBatches, EveryNth, SeededCacheDataset, Unaugmented
 from tests.handlers.engines import cases
 from tests.networks import tiny_classifier
 
@@ -51,7 +51,7 @@ def run(workers: int = 0) -> dict[str, Any]:
         network=network,
         val_handlers=[curve],
     )
-    loss = mbp.DistillationLoss()
+    loss = mbp.DistillationLoss(DataLoader(Unaugmented(training), batch_size=8))
     budgets = [mbp.Budget(bases=share) for share in (0.3, 0.6)]
     pruning = PruningHandler(network, importance, budgets, optimizer, 2, 2, distillation=loss)
     seen: list[str] = []

@@ -40,7 +40,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: s
     content = bytearray(path.read_bytes())
     if damage == "code":
         wrong = {"state": {"x": Path("y")}}
-        torch.save({"format_version": 3, "epoch": 2, "threads": 1, "salt": "", "settings": {}, **wrong}, path)
+        torch.save({"format_version": 4, "epoch": 2, "threads": 1, "salt": "", "settings": {}, **wrong}, path)
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes({"truncated": content[: len(content) // 2], "flipped": content, "empty": b""}[damage])

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.transforms import Compose, RandGaussianNoised
+from monai.data import DataLoader
+from monai.transforms import Compose, RandGaussianNoised, ScaleIntensityRanged
 
 from monai_basisprune.errors import ConfigurationError
-from monai_basisprune.loading import EpochBatches, EveryNth, SeededCacheDataset
+from monai_basisprune.loading import EpochBatches, EveryNth, SeededCacheDataset, Unaugmented
 
 from .handlers.engines import cases
 
@@ -48,6 +49,27 @@ def test_a_case_looks_the_same_in_an_epoch_whatever_was_read_before():
     assert not torch.equal(one[5]["image"], data(5)[5]["image"])
     free = data(None)
     assert not torch.equal(free[5]["image"], free[5]["image"])
+
+
+@pytest.mark.parametrize("cached", [0.0, 1.0])
+@pytest.mark.parametrize("nested", [False, True])
+def test_unaugmented_cases_are_those_without_random_transforms(cached: float, nested: bool):
+    noise = RandGaussianNoised(keys="image", prob=1.0)
+    steps = [
+        ScaleIntensityRanged("image", 0.0, 1.0, 0.0, 10.0),
+        Compose([noise]) if nested else noise,
+        ScaleIntensityRanged("image", 0.0, 1.0, 1.0, 2.0),
+    ]
+    data = SeededCacheDataset(cases(), Compose(steps), seed=4, progress=False, cache_rate=cached)
+    before = data[3]["image"]
+    plain = Unaugmented(data)
+    for number, case in enumerate(cases()):
+        torch.testing.assert_close(plain[number]["image"], 1 + 10 * case["image"])
+        assert plain[number]["position"] == data[number]["position"] == number
+    assert len(plain) == len(data)
+    assert torch.equal(data[3]["image"], before)  # and the cache goes on as it was
+    assert not torch.equal(data[3]["image"], plain[3]["image"])
+    assert torch.cat([batch["position"] for batch in DataLoader(plain, batch_size=5)]).tolist() == list(range(12))
 
 
 def test_alone_a_process_evaluates_all_cases_in_order():

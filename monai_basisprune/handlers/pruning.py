@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..budgets import Budget, network_cost
+from ..budgets import Budget
 from ..decomposition import layer_status
 from ..distillation import DistillationLoss
 from ..errors import ConfigurationError, PlanMismatchError
@@ -18,7 +18,7 @@ from ..joint_pruning import JointResult
 from ..pruning import PruneResult
 from ..rounds import ChannelScores, CollectsGradients, Compensation, RoundPruner, Scores
 from ..structure import structure_of
-from ..training import recombination_weights, train_recombination_
+from .late_training import LateTraining
 from .search import MetricSearchRounds
 
 __all__ = ["PruningHandler"]
@@ -47,9 +47,11 @@ class PruningHandler:
         channel_budgets: with them, bases are cut to ``budgets`` and then channels to these, one for each round.
         compensation: called after each cut with the network and a copy of what it was before; see
             :class:`~monai_basisprune.rounds.RoundPruner`.
-        distillation: the loss function of the trainer, which is started with the network before its first cut: from
-            then on it learns from what it was.
-        distilled_from: the share of the parameters that has to be gone before it does so.
+        distillation: the loss function of the trainer, which notes what the network puts out before its first cut. The
+            trainer's batches have to hold the position of each case, as those of a
+            :class:`~monai_basisprune.loading.SeededCacheDataset` do.
+        distilled_from: the share of the parameters that has to be gone before the network learns from it;
+            None never does.
         recombined_from: the share of the parameters that has to be gone before the 1×1 convolutions, which transform
             basis features back, are trained as well as their scaling factors; the basis filters stay frozen. The
             optimizer needs :func:`~monai_basisprune.parameter_groups`. None never trains them.
@@ -78,7 +80,7 @@ class PruningHandler:
         channel_budgets: Sequence[Budget | Mapping[str, Any]] | None = None,
         compensation: Compensation | None = None,
         distillation: DistillationLoss | None = None,
-        distilled_from: float = 0.0,
+        distilled_from: float | None = 0.0,
         recombined_from: float | None = None,
         channel_multiple: int = 1,
     ) -> None:
@@ -87,15 +89,7 @@ class PruningHandler:
                 f"transfer_epochs and epochs_per_round must be at least 0, got {transfer_epochs} and "
                 f"{epochs_per_round}."
             )
-        for name, share in (("distilled_from", distilled_from), ("recombined_from", recombined_from)):
-            if share is not None and not 0 <= share < 1:
-                raise ValueError(f"{name} is a share of the parameters, from 0 and below 1, got {share}.")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if recombined_from is not None and not held >= {id(weight) for weight in recombination_weights(network)}:
-            raise ConfigurationError(
-                "recombined_from trains the 1×1 convolutions, and the optimizer does not hold them: make it with "
-                "parameter_groups(network, recombination_learning_rate) in place of freeze_weights_(network)."
-            )
+        self.late = LateTraining(network, optimizer, distillation, distilled_from, recombined_from)
         if search is not None and channel_budgets is not None:
             raise ConfigurationError(
                 "A search cuts bases and channels to one budget: leave channel_budgets out, or the search."
@@ -104,16 +98,13 @@ class PruningHandler:
         self.channel_budgets = None if channel_budgets is None else _made(channel_budgets)
         self.targets = self.budgets or self.channel_budgets or []
         if self.targets and not (transfer_epochs and epochs_per_round):
-            _check_untrained(importance, channel_importance, distillation)
+            _check_untrained(importance, channel_importance, self.late.distillation)
         self.pruner = RoundPruner(
             network, importance, optimizer, channel_importance, self.channel_budgets, compensation, channel_multiple
         )
         self.transfer_epochs = transfer_epochs
         self.epochs_per_round = epochs_per_round
         self.search = search
-        self.distillation = distillation
-        self.distilled_from = distilled_from
-        self.recombined_from = recombined_from
         if search is not None:
             search.bind(self.budgets)
         self.rounds = 0
@@ -152,14 +143,7 @@ class PruningHandler:
             "channel_targets": None if self.channel_budgets is None else _shares(self.channel_budgets),
             "compensation": compensation is not None,
             "channel_multiple": self.pruner.channel_multiple,
-            "recombined_from": self.recombined_from,
-            "distillation": None
-            if self.distillation is None
-            else {
-                "weight": self.distillation.weight,
-                "temperature": self.distillation.temperature,
-                "from": self.distilled_from,
-            },
+            **self.late.describe(),
         }
 
     def attach(self, engine: Engine) -> None:
@@ -167,14 +151,15 @@ class PruningHandler:
         engine.add_event_handler(Events.STARTED, self._check)
         engine.add_event_handler(Events.EPOCH_STARTED, self._stop_if_found)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._skip_untrained)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.late.tell_cases)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Prune to the next budget, if this is the epoch to do so."""
         if engine.state.epoch < self._cut_after(self.rounds):
             return
-        if self.distillation is not None and self.distillation.reference is None and self.targets:
-            self.distillation.start(self.pruner.network)
+        if self.targets:
+            self.late.start()
         result: PruneResult | JointResult | None
         if self.search is not None:
             result = self.search.advance(self.pruner, engine.state.epoch)
@@ -188,7 +173,7 @@ class PruningHandler:
         else:
             return
         self.rounds += 1
-        self._choose_training()
+        self.late.choose(self.rounds)
         self.results.append(result)
         self.structures.append(structure_of(self.pruner.network))
         status = layer_status(self.pruner.network)
@@ -208,17 +193,6 @@ class PruningHandler:
         if self.search is not None:
             self.search.start()
 
-    def _choose_training(self) -> None:
-        """Let what the share of the parameters that is gone decides on be trained, and rest otherwise."""
-        if self.distillation is None and self.recombined_from is None:
-            return
-        cost = network_cost(self.pruner.network, Budget(parameters=0.0))
-        gone = cost.reduction(cost.total)
-        if self.distillation is not None:
-            self.distillation.resting = gone < self.distilled_from
-        if self.recombined_from is not None:
-            train_recombination_(self.pruner.network, self.rounds > 0 and gone >= self.recombined_from)
-
     def _stop_if_found(self, engine: Engine) -> None:
         # a checkpoint of a search that has ended: one epoch more, and the network would not be the chosen one
         if self.search is not None and self.search.search.target is None:
@@ -230,9 +204,8 @@ class PruningHandler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rounds that are done, and the bases and channels that are left, for a checkpoint."""
-        state = {"rounds": self.rounds, "structures": list(self.structures), **self.pruner.state_dict()}
-        if self.distillation is not None and self.distillation.reference is not None:
-            state["distillation"] = self.distillation.state_dict()
+        of_parts = {**self.pruner.state_dict(), **self.late.state_dict()}
+        state = {"rounds": self.rounds, "structures": list(self.structures), **of_parts}
         return state if self.search is None else {**state, "search": self.search.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,12 +225,10 @@ class PruningHandler:
         self.pruner.positions(state)  # raises before anything is changed
         if self.search is not None:
             self.search.load_state_dict(state["search"])
-        if self.distillation is not None and "distillation" in state:
-            self.distillation.start(self.pruner.network)  # not cut yet, so the shapes are those of the reference
-            self.distillation.load_state_dict(state["distillation"])
+        self.late.load_state_dict(state)
         self.pruner.load_state_dict(state)
         self.rounds, self.structures = int(state["rounds"]), list(state["structures"])
-        self._choose_training()
+        self.late.choose(self.rounds)
 
 
 def _check_untrained(

@@ -56,7 +56,7 @@ def run(images: Images, network: nn.Module, seed: int) -> list[dict[str, Any]]:
     test = images.folds[0][1]
     labels, patients = images.labels.numpy()[test], images.patients[test]
     steps = [{**step(network, trainer), "labels": labels, "patients": patients}]
-    loss = mbp.DistillationLoss()
+    loss = mbp.DistillationLoss(trainer.all_batches())
     loss.start(network)
     scores = Scores(network, trainer, Recipe(channels=True))
     with contextlib.closing(scores):

@@ -75,13 +75,16 @@ def load(name: str, data: Path) -> Images:
 
 
 def augmented_batches(
-    inputs: torch.Tensor, labels: torch.Tensor, batch_size: int, generator: torch.Generator
+    inputs: torch.Tensor, batch_size: int, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield one epoch of shuffled batches, each image moved, turned, enlarged and brightened a little."""
+    """Yield one epoch of shuffled batches, each image moved, turned, enlarged and brightened a little.
+
+    Each batch is the positions of its images and the images.
+    """
     order = torch.randperm(len(inputs), generator=generator)
     for start in range(0, len(inputs) - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
-        yield to_network(augment(inputs[chosen], generator)), labels[chosen]
+        yield chosen, to_network(augment(inputs[chosen], generator))
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -46,7 +46,7 @@ class Recipe:
         settings = trainer.settings
         loss: Loss = cross_entropy
         if self.distilled_from is not None:
-            loss = distillation = mbp.DistillationLoss()
+            loss = distillation = mbp.DistillationLoss(trainer.all_batches())
             distillation.start(network)
         scores = Scores(network, trainer, self)
         with contextlib.closing(scores):

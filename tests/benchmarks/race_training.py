@@ -12,6 +12,8 @@ import torch
 from race_data import Images, augmented_batches, to_network
 from torch import nn
 
+import monai_basisprune as mbp
+
 Step = tuple[float, nn.Module]
 """The share of parameters to remove, and the network that was trained after the cut."""
 
@@ -85,11 +87,13 @@ class Trainer:
         network.train()
         step = 0
         for _ in range(epochs):
-            for x, labels in augmented_batches(self.inputs, self.labels, self.settings.batch_size, self.generator):
+            for batch, x in augmented_batches(self.inputs, self.settings.batch_size, self.generator):
+                if isinstance(loss, mbp.DistillationLoss):
+                    loss.cases = batch
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
                 optimizer.zero_grad(set_to_none=True)
-                loss(network(x), labels).backward()
+                loss(network(x), self.labels[batch]).backward()
                 if after_backward is not None:
                     after_backward(step / steps)
                 optimizer.step()
@@ -99,6 +103,10 @@ class Trainer:
         """Return training images without labels or augmentation, in batches, drawn with the trainer's seed."""
         order = torch.randperm(len(self.inputs), generator=self.generator)[:images]
         return [to_network(self.inputs[chosen]) for chosen in order.split(self.settings.batch_size * 2)]
+
+    def all_batches(self) -> list[torch.Tensor]:
+        """Return all training images once, without labels or augmentation, in their order."""
+        return [to_network(x) for x in self.inputs.split(4 * self.settings.batch_size)]
 
     def labeled_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return all training images once, with labels and without augmentation."""

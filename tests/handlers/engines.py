@@ -18,7 +18,7 @@ CASES = 12
 
 
 def cases(count: int = CASES, seed: int = 0) -> list[dict[str, Any]]:
-    """Return cases with an image, a label and a patient; every patient but the last two has two images."""
+    """Return cases with an image, a label, a patient and a position; every patient but the last two has two images."""
     generator = torch.Generator().manual_seed(seed)
     labels = [int(torch.rand(1, generator=generator) < 0.5) for _ in range(count // 2)]
     labels[:2] = [0, 1]
@@ -27,6 +27,7 @@ def cases(count: int = CASES, seed: int = 0) -> list[dict[str, Any]]:
             "image": torch.rand(1, 8, 8, generator=generator) + 0.3 * labels[i // 2],
             "label": labels[i // 2],
             "patient_id": f"patient {i // 2}" if i < count - 2 else f"patient {i}",
+            "position": i,
         }
         for i in range(count)
     ]

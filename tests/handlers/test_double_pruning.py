@@ -148,8 +148,12 @@ def test_channels_can_have_budgets_of_their_own():
     assert sum(layer.rank() for _, layer in decomposed_layers(session.network)) <= 0.5 * total
 
 
+def distillation() -> DistillationLoss:
+    return DistillationLoss(loader(cases()), weight=0.8)
+
+
 def test_distillation_waits_until_the_share_is_gone():
-    loss = DistillationLoss(weight=0.8)
+    loss = distillation()
     session = Session([{"parameters": 0.4}, {"parameters": 0.7}], distillation=loss, distilled_from=0.6)
     resting: list[bool] = []
     engine = session.engine()
@@ -157,13 +161,44 @@ def test_distillation_waits_until_the_share_is_gone():
     engine.run()
     assert resting == [False, True, False, False]  # not started, one cut, both cuts
     assert session.pruning.describe()["distillation"] == {"weight": 0.8, "temperature": 2.0, "from": 0.6}
-    again = Session([{"parameters": 0.4}], distillation=DistillationLoss(), distilled_from=0.6)
+    again = Session([{"parameters": 0.4}], distillation=distillation(), distilled_from=0.6)
     again.engine().run()
-    fresh = Session([{"parameters": 0.4}], distillation=DistillationLoss(), distilled_from=0.6)
+    fresh = Session([{"parameters": 0.4}], distillation=distillation(), distilled_from=0.6)
     fresh.pruning.load_state_dict(again.pruning.state_dict())
-    assert fresh.pruning.distillation.resting is True
+    assert fresh.pruning.late.distillation.resting is True
     with pytest.raises(ValueError, match="distilled_from is a share of the parameters"):
         Session(distillation=loss, distilled_from=1.0)
+
+
+def test_distillation_learns_from_what_the_network_put_out_for_the_same_case():
+    loss = distillation()
+    session = Session([{"parameters": 0.4}], distillation=loss)
+    engine, seen = session.engine(), []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda e: seen.append((loss.cases, e.state.batch["position"])))
+    engine.run()
+    first, *_ = (number for number, (given, _) in enumerate(seen) if given is not None)
+    assert first == 2 * len(engine.data_loader)  # after the transfer
+    assert all(torch.equal(given, held) for given, held in seen[first:])
+    assert loss.wanted.shape == (12, 2)
+
+
+def test_distillation_that_never_begins_notes_nothing():
+    loss = distillation()
+    session = Session([{"parameters": 0.4}], distillation=loss, distilled_from=None)
+    session.engine().run()
+    assert loss.wanted is None
+    assert session.pruning.describe()["distillation"] is None
+
+
+def test_distillation_needs_batches_that_name_their_cases():
+    unnamed = [{key: value for key, value in case.items() if key != "position"} for case in cases()]
+    session = Session([{"parameters": 0.4}], distillation=distillation())
+    engine = trainer(
+        session.network, session.optimizer, [session.taylor, session.pruning], 3, loader(unnamed),
+        loss_function=session.loss,
+    )  # fmt: skip
+    with pytest.raises(mbp.ConfigurationError, match="needs the position of each case of a batch under 'position'"):
+        engine.run()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
@@ -209,7 +244,7 @@ def test_recombination_needs_an_optimizer_that_holds_it():
 )  # fmt: skip
 def test_a_run_that_was_interrupted_and_resumed_is_the_run_that_was_not(tmp_path, at, more):
     def made() -> dict[str, Any]:
-        every = {"distillation": DistillationLoss(weight=0.8), "recombined_from": 0.5}
+        every = {"distillation": distillation(), "recombined_from": 0.5}
         return {name: every[name] for name in more}
 
     distilled = "distillation" in more

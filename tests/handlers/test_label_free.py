@@ -120,6 +120,6 @@ def test_what_learns_from_training_is_refused_without_any(epochs: dict[str, int]
         PruningHandler(network, taylor, BUDGETS, optimizer, **epochs)
     values = mbp.SingularValueImportance(network)
     with pytest.raises(ConfigurationError, match="DistillationLoss needs training"):
-        PruningHandler(network, values, BUDGETS, optimizer, distillation=mbp.DistillationLoss(), **epochs)
+        PruningHandler(network, values, BUDGETS, optimizer, distillation=mbp.DistillationLoss([]), **epochs)
     never = PruningHandler(network, taylor, [], optimizer, **epochs)  # never cut, so there is nothing to rank
     trainer(network, optimizer, [TaylorImportanceHandler(taylor), never], 1).run()
