@@ -59,7 +59,8 @@ def damped_solution(start: torch.Tensor, features: torch.Tensor, targets: torch.
         targets: the moment ``Y Zᵀ``, shape ``(groups, rows, columns)``.
         ridge: ``λ`` as a share of the mean square of the features.
     """
-    scale = features.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    scale = features.diagonal(dim1=1, dim2=2).mean(dim=1)
+    scale = torch.where(scale > 0, scale, 1.0)  # features that are always zero leave the start as it is
     eye = torch.eye(features.shape[1], dtype=torch.float64)
     damped = features + ridge * scale.reshape(-1, 1, 1) * eye
     return start + torch.linalg.solve(damped, (targets - start @ features).transpose(1, 2)).transpose(1, 2)

@@ -252,9 +252,9 @@ def _checked(probe: nn.Module, x: torch.Tensor, groups: list[ChannelGroup]) -> l
             problem = slice_problem(modules[name])
             if problem is not None:
                 return f"{name}: {problem}"
-        if not group.readers():
-            return "no layer reads them: they are outputs of the network"
-        return "there is only one" if len(group.units) == 1 else None
+        if len(group.units) == 1:
+            return "there is only one"
+        return None if group.readers() else "no layer reads them: they are outputs of the network"
 
     groups = [replace(group, kept_because=reason(group)) for group in groups]
     free = [group for group in groups if group.kept_because is None]

@@ -213,6 +213,10 @@ class _Gate:
             self.values = torch.ones(self.channels, dtype=dtype, device=x.device, requires_grad=True)
         return (_Gated.apply(x, self.values, dim), *args[1:])
 
+    def __deepcopy__(self, memo: object) -> _Gate:
+        """Return the gate itself, so that it does not act in copies of the network."""
+        return self
+
     def take(self) -> torch.Tensor:
         """Return the gradient in float64, and forget it."""
         assert self.values is not None

@@ -27,6 +27,7 @@ __all__ = [
     "kept_channels_problem",
     "lost_parameters",
     "lost_weights",
+    "note_groups_",
     "original_channels",
     "original_groups",
     "original_shapes",
@@ -95,6 +96,7 @@ def keep_channels_(
         replaced: called for each parameter with the old one, the new one and the function that slices any tensor of
             the old one's shape.
     """
+    note_groups_(module)
     now, groups = channel_count(module, side), group_count(module)
     for owner, name, dim in _sliced_tensors(module, side):
         old = getattr(owner, name)
@@ -177,8 +179,13 @@ def original_shapes(module: nn.Module) -> dict[str, list[int]]:
 
 def original_groups(module: nn.Module) -> int:
     """Return how many groups a convolution had: a depthwise one loses them with its channels."""
-    counts = original_channels(module)
-    return counts["out"] if counts and _is_depthwise(module) else int(module.groups)  # type: ignore[arg-type]
+    return int(vars(module).get("original_groups", module.groups))
+
+
+def note_groups_(module: nn.Module) -> None:
+    """Note that a convolution is a depthwise one, before it loses channels: with one left it looks like any other."""
+    if _is_depthwise(module):
+        vars(module).setdefault("original_groups", module.groups)
 
 
 def lost_weights(module: nn.Module) -> int:
@@ -206,6 +213,8 @@ def sizes(module: nn.Module) -> tuple[int, int]:
 def _is_depthwise(module: nn.Module) -> bool:
     if not isinstance(module, _ConvNd) or module.transposed:
         return False
+    if kept_channels(module):  # one channel in each group may be all that is left of others
+        return "original_groups" in vars(module)
     return module.groups > 1 and module.groups == module.in_channels == module.out_channels
 
 

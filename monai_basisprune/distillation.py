@@ -85,7 +85,8 @@ class DistillationLoss(nn.Module):
             network: the network, which runs in evaluation mode and is left as it is.
 
         Raises:
-            ValueError: if there is no image, one cannot be used, or the outputs are not logits of classes or findings.
+            ValueError: if there is no image, one cannot be used, or the outputs are not finite logits of classes or
+                findings.
         """
         problems: list[str] = []
         outputs = [forward_pass(network, images) for images in image_batches(network, self.data, problems)]
@@ -99,7 +100,13 @@ class DistillationLoss(nn.Module):
                     f"DistillationLoss takes logits of shape (batch, classes), of at least two classes where one "
                     f"excludes the others (exclusive={self.exclusive}), got {found}."
                 )
-        self.wanted = torch.cat(outputs)  # type: ignore[arg-type]
+        wanted = torch.cat(outputs)  # type: ignore[arg-type]
+        if not bool(torch.isfinite(wanted).all()):
+            raise ValueError(
+                "DistillationLoss would have the network learn NaN or infinite outputs of the unpruned one: lower the "
+                "learning rate of its training."
+            )
+        self.wanted = wanted
 
     def forward(
         self, outputs: torch.Tensor, labels: torch.Tensor, cases: torch.Tensor | Sequence[int] | None = None

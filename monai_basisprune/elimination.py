@@ -81,8 +81,9 @@ def compensated(moment: torch.Tensor, keep: Sequence[int], ridge: float) -> torc
     """
     index = torch.tensor(keep)
     kept = moment[:, index][:, :, index]
-    scale = kept.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(torch.float64).tiny).reshape(-1, 1, 1)
-    damped = kept + ridge * scale * torch.eye(len(keep), dtype=torch.float64)
+    scale = kept.diagonal(dim1=1, dim2=2).mean(dim=1)
+    scale = torch.where(scale > 0, scale, 1.0)  # features that are always zero tell nothing of others
+    damped = kept + ridge * scale.reshape(-1, 1, 1) * torch.eye(len(keep), dtype=torch.float64)
     # next to what tells the features that are left by themselves
     own = torch.zeros(moment.shape[0], moment.shape[1], len(keep), dtype=torch.float64)
     own[:, index, range(len(keep))] = 1.0

@@ -30,12 +30,16 @@ class SeededCacheDataset(CacheDataset):
     any number of workers and processes, and when a run goes on after a stop. A case that is a dictionary also holds its
     position in the data set, under ``"position"``.
 
+    Random transforms can be left out for a while: see :meth:`set_augmented`.
+
     Args:
         data: the cases.
         transform: transforms; those after the first random one run each time.
         seed: the seed of the run; None draws from the transforms' own generators.
         kwargs: of ``monai.data.CacheDataset``.
     """
+
+    _plain: Unaugmented | None = None
 
     def __init__(self, data: Any, transform: Any = None, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(data, transform, **kwargs)
@@ -46,7 +50,13 @@ class SeededCacheDataset(CacheDataset):
         """Tell the number of the epoch that starts, before a loader's workers do."""
         self.epoch = epoch
 
+    def set_augmented(self, augmented: bool) -> None:
+        """Tell whether random transforms run from now on, before a loader's workers start."""
+        self._plain = None if augmented else Unaugmented(self)
+
     def _transform(self, index: int) -> Any:
+        if self._plain is not None:
+            return self._plain[index]
         if self.seed is not None:
             words = np.random.SeedSequence([self.seed, self.epoch, index % len(self)]).generate_state(1)
             set_rnd(self.transform, int(words[0]))
@@ -63,6 +73,7 @@ class Unaugmented(Dataset[Any]):
 
     def __init__(self, cases: CacheDataset) -> None:
         self.cases = copy.copy(cases)
+        vars(self.cases).pop("_plain", None)
         self.cases.transform = _left_out(cases.transform)
 
     def __len__(self) -> int:

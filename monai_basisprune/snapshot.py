@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .channel_slices import SLICEABLE_MODULES, channel_count, kept_channels, original_channels
+from .channel_slices import SLICEABLE_MODULES, channel_count, kept_channels, note_groups_, original_channels
 from .decomposition import decomposed_layers
 from .errors import PlanMismatchError
 from .factorization import kept_bases_problem
@@ -199,6 +199,7 @@ def _tell_channels(module: nn.Module, kept: Mapping[str, Sequence[int]]) -> None
     if not kept:
         del module.kept_channels, module.original_channels
         return
+    note_groups_(module)
     module.kept_channels = {side: list(channels) for side, channels in kept.items()}  # type: ignore[assignment]
     module.original_channels = {  # type: ignore[assignment]
         side: before[side] if side in before else channel_count(module, side) for side in kept

@@ -6,6 +6,8 @@ python -m torch.distributed.run --standalone --nproc_per_node=2 -m tests.distrib
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from monai_basisprune.handlers import (
 from monai_basisprune.loading import EpochBatches, EveryNth, SeededCacheDataset, Unaugmented
 from tests.handlers.engines import cases
 from tests.networks import tiny_classifier
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(workers: int = 0) -> dict[str, Any]:
@@ -84,6 +88,13 @@ def run(workers: int = 0) -> dict[str, Any]:
         "batches": importance.batches,
         "values": {name: value.double().flatten().tolist() for name, value in network.state_dict().items()},
     }
+
+
+def torchrun(script: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a script or a module in several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ BUNDLES = ("chest_xray", "small_dataset", "volume")
 def overlay(tmp_path: Path) -> Path:
     """Settings of a run that starts from a checkpoint, which takes no pretraining."""
     torch.save(tiny_densenet().state_dict(), tmp_path / "net.pt")
-    late = {"distilled_from": TINY_PRUNE["targets"][-1]}
+    late = dict.fromkeys(("distilled_from", "recombined_from"), TINY_PRUNE["targets"][-1])
     return write_overlay(tmp_path / "config", {**TINY_PRUNE, **late, "pretrained": str(tmp_path / "net.pt")})
 
 

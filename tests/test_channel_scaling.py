@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import re
 
 import pytest
@@ -226,12 +225,3 @@ def test_what_cannot_be_done_is_said():
         with pytest.raises(ValueError, match=words):
             importance.scores()
     assert mbp.fold_channel_scaling(network) is network
-
-
-def test_copies_are_scaled_by_their_own_weights():
-    scaled = mbp.add_channel_scaling(mbp.decompose(chain()), (1, 8, 8)).eval()
-    other, x = copy.deepcopy(scaled), torch.rand(2, 1, 8, 8)
-    before = scaled(x)
-    random_weights_(other)
-    torch.testing.assert_close(scaled(x), before)
-    assert relative_error(other(x), before) > 1e-3

@@ -10,10 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import monai_basisprune as mbp
-from monai_basisprune.activation import Moments, grouped_features
-from monai_basisprune.channel_compensation import refit_inputs_
 from monai_basisprune.channel_graph import channel_groups
-from monai_basisprune.channel_slices import keep_channels_
 from monai_basisprune.channel_trial import removed_slots
 from monai_basisprune.channels import cut_channels_
 
@@ -308,42 +305,6 @@ def test_removed_channels_are_read_off_those_that_are_left(decomposed):
     assert relative_error(network(x[0]), plain(x[0])) < 0.02 * before
     again = mbp.compensate_(network, reference, x, ridge=1e-10)
     assert again.output_error_after <= result.output_error_after * (1 + 1e-9)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nn.Conv2d(6, 4, 3),
-        lambda: nn.Conv2d(6, 4, 3, stride=2, bias=False),
-        lambda: nn.Conv2d(6, 4, 3, groups=2),
-        # one with strides has positions that get different parts of the kernel, which no bias can tell apart
-        lambda: nn.ConvTranspose2d(6, 4, 2, stride=2, bias=False),
-    ],
-)
-def test_the_new_weights_are_those_of_the_least_squares_solution_for_what_is_read(make):
-    torch.manual_seed(0)
-    twin = make().double()
-    layer, groups, bias = copy.deepcopy(twin), twin.groups, twin.bias is not None
-    keep = [0, 2, 3, 5]  # the same in both groups
-    keep_channels_(layer, "in", keep)
-    x = torch.einsum("ij,njhw->nihw", torch.randn(6, 6).double(), torch.rand(30, 6, 5, 5).double() + 0.3)
-    moments = Moments()
-    parts = [grouped_features(one, groups, 2) for one in (x[:, keep], x)]
-    moments.add(torch.cat(parts, dim=1))
-    moments.samples *= 10**9  # so that the ridge that few images ask for is none
-    moments.sums, moments.products = moments.sums * 10**9, moments.products * 10**9
-    refit_inputs_(layer, twin, moments, 1e-12)
-    told = torch.zeros_like(x)
-    for group in range(groups):
-        inside = [c for c in keep if c // (6 // groups) == group]
-        everything = list(range(group * 6 // groups, (group + 1) * 6 // groups))
-        z, y = (x[:, names].movedim(1, -1).reshape(-1, len(names)).numpy() for names in (inside, everything))
-        if bias:
-            z = np.concatenate([z, np.ones((len(z), 1))], axis=1)
-        solution = np.linalg.lstsq(z, y, rcond=None)[0]
-        told[:, everything] = torch.from_numpy(z @ solution).reshape(30, 5, 5, -1).movedim(-1, 1)
-    # what the layer makes of the channels that are left is what its twin makes of all, as they are told by these
-    assert relative_error(layer(x[:, keep]), twin(told)) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["DenseNet with PReLU", "ResNet with shortcut B", "SE-ResNeXt block"])

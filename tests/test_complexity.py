@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import monai_basisprune as mbp
-from monai_basisprune.forward import evaluation_mode, example_input
 
 from .networks import same_bits, snapshot, tiny_classifier
 
@@ -131,17 +130,3 @@ def test_a_shape_of_other_than_positive_whole_numbers_is_refused(shape):
     with pytest.raises(ValueError, match="input_shape must hold positive whole numbers") as caught:
         mbp.measure_complexity(tiny_classifier(), shape)
     assert f"got {shape!r}" in str(caught.value)
-
-
-def test_example_input_has_the_type_of_the_network():
-    x = example_input(nn.Conv2d(3, 4, 3).double(), (3, 5, 5))
-    assert (x.dtype, tuple(x.shape), int(x.count_nonzero())) == (torch.float64, (1, 3, 5, 5), 0)
-    assert mbp.measure_complexity(nn.Conv2d(3, 4, 3).double(), (3, 5, 5)).macs == 4 * 27 * 9
-    assert example_input(nn.ReLU(), (3,)).dtype == torch.float32
-
-
-def test_evaluation_mode_ends_with_the_modes_before_it():
-    network = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2).eval()))
-    with evaluation_mode(network):
-        assert not any(module.training for module in network.modules())
-    assert [module.training for module in network.modules()] == [True, True, True, False]

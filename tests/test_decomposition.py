@@ -16,13 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import DenseNet, ResNet, ViT
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import monai_basisprune as mbp
 from monai_basisprune.decomposition import decomposed_layers
-from monai_basisprune.selection import skip_reasons
 
-from .networks import MONAI_NETWORKS, TinyClassifier, relative_error, same_bits, snapshot, tiny_classifier
+from .networks import (
+    MONAI_NETWORKS,
+    NESTED,
+    Nested,
+    TinyClassifier,
+    relative_error,
+    same_bits,
+    snapshot,
+    tiny_classifier,
+)
+from .test_selection import SKIPPED
 
 NOT_ASKED = "linear layer: decomposed only where target_modules names it"
 
@@ -149,89 +157,8 @@ def test_status_of_a_network_that_is_not_decomposed():
 # --- what is left alone, and why ---------------------------------------------------------------------------------
 
 
-class ScaledConv2d(nn.Conv2d):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * super().forward(x)
-
-
-class StandardizedConv2d(nn.Conv2d):
-    def _conv_forward(self, x, weight, bias):
-        return super()._conv_forward(x, weight - weight.mean(), bias)
-
-
 class OnlyANewName(nn.Conv2d):
     pass
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.free = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-        self.second.weight = self.first.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.free(self.second(self.first(x)))
-
-
-class WeightOutside(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.free = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-        self.weight = self.conv.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.free(self.conv(x) * self.weight.mean())
-
-
-class BiasTiedToNorm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.free = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
-        self.norm.bias = self.conv.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.free(self.norm(self.conv(x)))
-
-
-def with_hook(register: str) -> nn.Module:
-    convolution = nn.Conv2d(4, 4, 1)
-    getattr(convolution, register)(lambda *args: None)
-    return convolution
-
-
-SKIPPED = {
-    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), "depthwise convolution: one channel per group"),
-    "depthwise with multiplier": (lambda: nn.Conv2d(4, 8, 3, groups=4), "depthwise convolution"),
-    "one output per group": (lambda: nn.Conv2d(8, 4, 3, groups=4), "depthwise convolution"),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 4, 3), "transposed convolution"),
-    "transposed 1D": (lambda: nn.ConvTranspose1d(4, 4, 3), "transposed convolution"),
-    "lazy": (lambda: nn.LazyConv2d(4, 3), "lazy layer without a shape yet: run one forward pass first"),
-    "weight norm": (lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "its weight is parametrized"),
-    "spectral norm": (lambda: parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), "its weight is parametrized"),
-    "old spectral norm": (lambda: nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), "its weight is parametrized"),
-    "own forward": (lambda: ScaledConv2d(4, 4, 3), "ScaledConv2d has a forward pass of its own"),
-    "own inner forward": (lambda: StandardizedConv2d(4, 4, 3), "StandardizedConv2d has a forward pass of its own"),
-    "complex": (lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64), "its weight is of type torch.complex64"),
-    "forward hook": (lambda: with_hook("register_forward_hook"), "hooks are registered on it"),
-    "forward pre-hook": (lambda: with_hook("register_forward_pre_hook"), "hooks are registered on it"),
-    "backward hook": (lambda: with_hook("register_full_backward_hook"), "hooks are registered on it"),
-    "backward pre-hook": (lambda: with_hook("register_full_backward_pre_hook"), "hooks are registered on it"),
-}
-
-
-@pytest.mark.parametrize("case", SKIPPED)
-def test_what_cannot_be_decomposed_is_left_alone_with_a_reason(case):
-    make, reason = SKIPPED[case]
-    network = nn.Sequential(make(), nn.Conv2d(4, 4, 3))
-    decomposed = mbp.decompose(network)
-    first, second = mbp.layer_status(decomposed)
-    assert reason in first.skipped
-    assert first.rank is None
-    assert type(decomposed[0]) is type(network[0])
-    assert second.skipped is None
-    assert isinstance(decomposed[1], mbp.DecomposedConv)
-    assert reason in skip_reasons(network)["0"]
-    assert list(skip_reasons(network)) == ["0"]
 
 
 @pytest.mark.parametrize("case", ["depthwise", "transposed", "weight norm", "spectral norm", "old spectral norm"])
@@ -258,24 +185,6 @@ def test_old_norms_of_weights_are_left_alone_after_a_forward_pass(norm, layer):
     assert relative_error(mbp.recompose(decomposed)(x), wanted) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    ("network", "tied"), [(Tied(), {"first", "second"}), (WeightOutside(), {"conv"}), (BiasTiedToNorm(), {"conv"})]
-)
-def test_tied_parameters_stay_tied(network, tied):
-    decomposed = mbp.decompose(network)
-    found = {s.name for s in mbp.layer_status(decomposed) if s.skipped}
-    assert found == tied
-    assert all("tied to those of another layer" in statuses(decomposed)[name].skipped for name in tied)
-    x = torch.randn(2, 4, 3, 3)
-    assert relative_error(decomposed.eval()(x), network.eval()(x)) <= 1e-5
-
-
-def test_a_lazy_layer_can_be_decomposed_after_its_first_pass():
-    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 3))
-    network(torch.rand(1, 2, 8, 8))
-    assert {s.skipped for s in mbp.layer_status(mbp.decompose(network))} == {None}
-
-
 def test_a_subclass_that_computes_what_its_base_does_is_decomposed():
     network = nn.Sequential(OnlyANewName(2, 4, 3))
     plain = mbp.recompose(mbp.decompose(network))
@@ -284,76 +193,15 @@ def test_a_subclass_that_computes_what_its_base_does_is_decomposed():
     assert relative_error(plain(x), network(x)) <= 1e-5
 
 
-def test_a_forward_that_was_replaced_on_the_layer_itself_is_left_alone():
-    torch.manual_seed(0)
-    network = two_convolutions()
-    inner = network[0].forward
-    network[0].forward = lambda x: 2 * inner(x)
-    x = torch.rand(1, 2, 8, 8)
-    decomposed = mbp.decompose(network)
-    assert relative_error(decomposed(x), network(x)) <= 1e-5
-    assert "forward pass of its own" in statuses(decomposed)["0"].skipped
-
-
 # --- which layers -------------------------------------------------------------------------------------------------
 
 
-class Nested(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 2, 3)
-        self.layer1 = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)))
-        self.layer10 = nn.ModuleDict({"conv1": nn.Conv2d(2, 2, 1), "myconv1": nn.Conv2d(2, 2, 1)})
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer10["myconv1"](self.layer10["conv1"](self.layer1(self.conv1(x))))
-
-
-NESTED = ["conv1", "layer1.0.0", "layer1.0.1", "layer10.conv1", "layer10.myconv1"]
-
-
-@pytest.mark.parametrize(
-    ("target", "exclude", "chosen"),
-    [
-        (None, None, NESTED),
-        (["conv1"], None, ["conv1", "layer10.conv1"]),  # the name itself and every name that ends with it
-        (["layer1"], None, ["layer1.0.0", "layer1.0.1"]),  # everything inside, and nothing of layer10
-        (["layer1.0"], None, ["layer1.0.0", "layer1.0.1"]),
-        (["0.1"], None, ["layer1.0.1"]),
-        (["layer10.conv1", "layer1.0.0"], None, ["layer1.0.0", "layer10.conv1"]),
-        (("layer10",), None, ["layer10.conv1", "layer10.myconv1"]),
-        ("conv1", None, ["conv1"]),  # one regular expression matches whole names
-        (r".*conv1", None, ["conv1", "layer10.conv1", "layer10.myconv1"]),
-        (r"layer1\..*", None, ["layer1.0.0", "layer1.0.1"]),
-        (None, ["conv1"], ["layer1.0.0", "layer1.0.1", "layer10.myconv1"]),
-        (None, r"layer.*", ["conv1"]),
-        (["layer1"], ["layer1.0.1"], ["layer1.0.0"]),
-        (r"layer.*", ["conv1", "0.0"], ["layer1.0.1", "layer10.myconv1"]),
-    ],
-)
-def test_targets_and_excludes_choose_by_name(target, exclude, chosen):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        decomposed = mbp.decompose(Nested(), target_modules=target, exclude_modules=exclude)
-    assert [name for name, _ in decomposed_layers(decomposed)] == chosen
-    for status in mbp.layer_status(decomposed):
-        wanted = None if status.name in chosen else "not selected by target_modules and exclude_modules"
-        assert status.skipped == wanted
-
-
-@pytest.mark.parametrize(
-    "target", [["nowhere"], "nowhere", ["conv1", "nowhere"], ["conv"], ["layer"], "layer1", "onv1"]
-)
-def test_a_target_that_matches_nothing_is_an_error_that_names_it_and_the_candidates(target):
-    pattern = target if isinstance(target, str) else target[-1]
-    network = Nested()
-    before = snapshot(network)
-    with pytest.raises(mbp.LayerSelectionError) as caught:
-        mbp.decompose(network, target_modules=target)
-    assert f"target_modules: {pattern!r} matches no layer" in str(caught.value)
-    assert str(NESTED) in str(caught.value)
-    assert isinstance(caught.value, ValueError)
-    assert same_bits(snapshot(network), before)
+def test_the_status_tells_layers_that_were_chosen_from_others():
+    found = statuses(mbp.decompose(Nested(), target_modules=["layer1"], exclude_modules=["layer1.0.1"]))
+    assert list(found) == NESTED
+    assert [name for name, status in found.items() if status.skipped is None] == ["layer1.0.0"]
+    reasons = {status.skipped for name, status in found.items() if name != "layer1.0.0"}
+    assert reasons == {"not selected by target_modules and exclude_modules"}
 
 
 @pytest.mark.parametrize("exclude", [["nowhere"], "nowhere"])
@@ -363,48 +211,6 @@ def test_an_exclude_that_matches_nothing_is_a_warning_that_names_it_and_the_cand
         decomposed = mbp.decompose(Nested(), exclude_modules=exclude)
     assert [name for name, _ in decomposed_layers(decomposed)] == NESTED
     assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"target_modules": []}, {"exclude_modules": ".*"}, {"target_modules": ["conv1"], "exclude_modules": ["conv1"]}],
-)
-def test_to_choose_no_layer_is_an_error_that_names_the_candidates(arguments):
-    with pytest.raises(mbp.LayerSelectionError, match="No layer to decompose in Nested") as caught:
-        mbp.decompose(Nested(), **arguments)
-    words = "Layers that can be decomposed, linear ones where target_modules names them"
-    assert f"{words}: {NESTED}" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("network", "words"),
-    [
-        (nn.Sequential(nn.ReLU()), "where target_modules names them: none. Left alone: none."),
-        (nn.Sequential(nn.Linear(2, 2)), "where target_modules names them: ['0']. Left alone: none."),
-        (
-            nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 2, 3)),
-            "Left alone: 0: depthwise convolution: one channel per group has nothing to decompose; "
-            "1: transposed convolution.",
-        ),
-        (nn.Conv2d(4, 4, 3, groups=4), "Left alone: the network itself: depthwise convolution"),
-    ],
-)
-def test_a_network_without_convolutions_to_decompose_is_an_error_with_the_reasons(network, words):
-    with pytest.raises(mbp.LayerSelectionError, match=re.escape(words)):
-        mbp.decompose(network)
-
-
-def test_a_target_that_cannot_be_decomposed_is_refused_by_name():
-    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3))
-    with pytest.raises(
-        mbp.LayerSelectionError, match=r"target_modules names .* cannot be decomposed:\n  - 0: depthwise"
-    ):
-        mbp.decompose(network, target_modules=["0", "1"])
-
-
-def test_a_regular_expression_that_is_none_is_an_error_that_names_it():
-    with pytest.raises(mbp.LayerSelectionError, match=re.escape("target_modules: '('")):
-        mbp.decompose(Nested(), target_modules="(")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -496,17 +302,6 @@ def test_the_head_stays_whole_unless_a_list_names_it_in_full():
     names = {name for name, p in decomposed.named_parameters() for q in mbp.trainable_parameters(decomposed) if p is q}
     trained = {f"{head}.scaling.scaling_factors", f"{head}.scaling.bias"}
     assert {name for name in names if "norm" not in name} == trained
-
-
-@pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])
-def test_linear_layers_whose_weights_are_read_past_them_are_left_alone(kind):
-    torch.manual_seed(0)
-    network = nn.ModuleDict({"inner": kind(8, 2, batch_first=True), "free": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
-    decomposed = mbp.decompose(network, target_modules=".*")
-    assert list(dict(decomposed_layers(decomposed))) == ["free"]
-    left = [s for s in mbp.layer_status(decomposed) if s.name.startswith("inner")]
-    assert left
-    assert all("reads its weight directly" in status.skipped for status in left)
 
 
 # --- shapes of networks -------------------------------------------------------------------------------------------

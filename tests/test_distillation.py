@@ -187,6 +187,15 @@ def test_networks_without_classes_are_refused(network):
         distillation().start(network)
 
 
+def test_a_network_that_puts_out_nan_is_refused():
+    network = mbp.decompose(tiny_classifier())
+    network.head.bias.data[0] = float("nan")
+    loss = distillation()
+    with pytest.raises(ValueError, match="learn NaN or infinite outputs"):
+        loss.start(network)
+    assert loss.wanted is None
+
+
 def test_outputs_of_other_images_are_refused():
     network, (x, labels) = mbp.decompose(tiny_classifier()).train(), batch()
     loss = distillation()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,7 @@ from monai_basisprune.distributed import (
 )
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.training import recalibrate_norm_statistics_
-from tests.distributed_run import run
-
-ROOT = Path(__file__).parents[1]
+from tests.distributed_run import run, torchrun
 
 PRIMITIVES = """
 import json, sys
@@ -112,12 +107,6 @@ if rank == 0:
     print(json.dumps(told))
 end_processes()
 """
-
-
-def torchrun(script: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from monai_basisprune.basis_scaling import BasisScalingConv
 from monai_basisprune.layers import SUPPORTED_CONVOLUTIONS, DecomposedConv, decompose_layer
 
 from .networks import relative_error, same_bits, snapshot
@@ -150,39 +149,6 @@ def test_the_counts_are_those_of_the_convolution(convolution):
 
 def test_supported_convolutions_are_a_visible_tuple():
     assert (nn.Conv1d, nn.Conv2d, nn.Conv3d) == SUPPORTED_CONVOLUTIONS
-
-
-@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
-def test_basis_scaling_equals_scaling_the_features_and_transforming_them_back(spatial_dims):
-    torch.manual_seed(0)
-    layer = BasisScalingConv(spatial_dims, in_channels=6, out_channels=4, groups=2, dtype=torch.float64)
-    layer.bias.data.normal_()
-    layer.scaling_factors.data.normal_()
-    x = torch.randn(3, 6, *[5] * spatial_dims, dtype=torch.float64)
-    weight, factors = layer.weight.detach().reshape(4, 3), layer.scaling_factors.detach().clone().requires_grad_()
-    wanted = []
-    for channel in range(4):
-        first = 3 * (channel // 2)  # the group of this output channel
-        features = sum(weight[channel, i] * factors[first + i] * x[:, first + i] for i in range(3))
-        wanted.append(features + layer.bias.detach()[channel])
-    wanted = torch.stack(wanted, dim=1)
-    found = layer(x)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    found.square().sum().backward()
-    wanted.square().sum().backward()
-    torch.testing.assert_close(layer.scaling_factors.grad, factors.grad, rtol=1e-11, atol=1e-11)
-    assert layer.weight.grad is None
-
-
-def test_reset_gives_the_start_of_a_new_layer():
-    layer = BasisScalingConv(2, 4, 3)
-    for parameter in layer.parameters():
-        parameter.data.fill_(7.0)
-    layer.reset_parameters()
-    assert layer.scaling_factors.tolist() == [1.0] * 4
-    assert layer.bias.tolist() == [0.0] * 3
-    assert layer.weight.std() > 0
-    assert layer.weight.abs().max() <= 0.5  # the bound of nn.Conv2d is 1 / sqrt(fan in)
 
 
 def test_a_layer_without_values_is_random_frozen_and_of_the_rank_asked_for():

@@ -72,6 +72,19 @@ def test_unaugmented_cases_are_those_without_random_transforms(cached: float, ne
     assert torch.cat([batch["position"] for batch in DataLoader(plain, batch_size=5)]).tolist() == list(range(12))
 
 
+def test_augmentation_is_left_out_for_a_while_and_goes_on_as_it_was():
+    data = SeededCacheDataset(cases(), Compose([RandGaussianNoised("image", prob=1.0)]), seed=4, progress=False)
+    before = data[3]["image"]
+    data.set_augmented(False)
+    assert torch.equal(data[3]["image"], cases()[3]["image"])
+    assert data[-1]["position"] == 11
+    (batch,) = DataLoader(data, batch_size=12, num_workers=1)
+    assert torch.equal(batch["image"], torch.stack([case["image"] for case in cases()]))
+    assert torch.equal(Unaugmented(data)[3]["image"], cases()[3]["image"])
+    data.set_augmented(True)
+    assert torch.equal(data[3]["image"], before)
+
+
 def test_alone_a_process_evaluates_all_cases_in_order():
     assert list(EveryNth(range(5))) == [0, 1, 2, 3, 4]
     assert len(EveryNth(range(5))) == 5

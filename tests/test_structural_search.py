@@ -67,6 +67,33 @@ def test_networks_of_monai_are_cut_to_the_budget_saved_and_compensated(name, tmp
     assert relative_error(mbp.load_pruned(plain, tmp_path / "model.pt")(x), wanted) < 1e-4
 
 
+@pytest.mark.parametrize("shape", [None, (1, 10, 10)])
+def test_a_layer_that_puts_out_nothing_but_zeros_goes_first(shape):
+    class Dead(nn.Module):
+        """One of two paths is dead: its activation lets nothing pass."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            convolutions = (nn.Conv2d(*sizes, bias=False) for sizes in ((1, 8, 3), (8, 8, 3), (8, 8, 1)))
+            self.first, self.dead, self.last = convolutions
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            dead = self.last(torch.relu(self.dead(x)))
+            return self.head((dead + x[:, :, 1:-1, 1:-1]).mean(dim=(2, 3)))
+
+    torch.manual_seed(0)
+    plain = Dead()
+    plain.dead.weight.data.copy_(-plain.dead.weight.data.abs())
+    network, x = mbp.decompose(plain), torch.rand(8, 1, 10, 10)
+    data = [torch.rand(30, 1, 10, 10) for _ in range(3)]
+    result = mbp.prune_by_reconstruction_(network, data, mbp.Budget(parameters=0.5), shape)
+    assert result.parameter_reduction >= 0.5
+    assert result.lost.get("last", 0.0) == 0.0
+    assert relative_error(network(x), plain(x)) < 0.05
+
+
 def test_without_an_input_shape_only_bases_go_and_no_layer_loses_more_than_a_step_at_once():
     network = mbp.decompose(tiny_classifier())
     ranks = {name: layer.rank() for name, layer in decomposed_layers(network)}

@@ -9,6 +9,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..distributed import process_count, synchronized_norms, wrapped
+from .exceptions import on_exception
 
 __all__ = ["DistributedHandler"]
 
@@ -35,6 +36,8 @@ class DistributedHandler:
         if process_count() > 1:
             engine.add_event_handler(Events.EPOCH_STARTED, self)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._release)
+            engine.add_event_handler(Events.COMPLETED, self._release)  # of an epoch that ended before its first batch
+            on_exception(engine, lambda engine, error: self._release())
 
     def __call__(self, engine: Engine) -> None:
         """Get ready for an epoch."""

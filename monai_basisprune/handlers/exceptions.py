@@ -19,7 +19,7 @@ def on_exception(engine: Engine, act: _Act, last: bool = False) -> None:
 
     Args:
         engine: any engine.
-        act: called with the engine and the error.
+        act: called with the engine and the error; twice for an error in a step, which ends an epoch and then the run.
         last: whether it comes after what tidies up, since it may raise.
     """
     acts: list[_Act] = vars(engine).setdefault(_NAME, [])

@@ -12,7 +12,7 @@ from torch import nn
 from ..budgets import Budget, network_cost
 from ..distillation import DistillationLoss
 from ..errors import ConfigurationError
-from ..loading import POSITION
+from ..loading import POSITION, SeededCacheDataset
 from ..training import recombination_weights, train_recombination_
 
 __all__ = ["LateTraining"]
@@ -27,6 +27,8 @@ class LateTraining:
         distillation: the loss function of the trainer, or None.
         distilled_from: the share of the parameters that has to be gone before it distills; None never does.
         recombined_from: the share that has to be gone before the 1×1 convolutions are trained; None never trains them.
+        training_cases: the data set of the trainer, which leaves random transforms out while the network distills: what
+            was noted is of the images as they are.
 
     Raises:
         ValueError: if a share is none.
@@ -40,6 +42,7 @@ class LateTraining:
         distillation: DistillationLoss | None,
         distilled_from: float | None,
         recombined_from: float | None,
+        training_cases: SeededCacheDataset | None = None,
     ) -> None:
         for name, share in (("distilled_from", distilled_from), ("recombined_from", recombined_from)):
             if share is not None and not 0 <= share < 1:
@@ -54,6 +57,7 @@ class LateTraining:
         self.distillation = None if distilled_from is None else distillation
         self.distilled_from = 0.0 if distilled_from is None else distilled_from
         self.recombined_from = recombined_from
+        self.training_cases = training_cases
 
     def start(self) -> None:
         """Note what the network puts out before its first cut; later calls do nothing."""
@@ -68,6 +72,8 @@ class LateTraining:
         gone = cost.reduction(cost.total)
         if self.distillation is not None:
             self.distillation.resting = gone < self.distilled_from
+            if self.training_cases is not None:
+                self.training_cases.set_augmented(not self._distills)
         if self.recombined_from is not None:
             train_recombination_(self.network, rounds > 0 and gone >= self.recombined_from)
 
@@ -77,8 +83,7 @@ class LateTraining:
         Raises:
             ConfigurationError: if the batch does not say so.
         """
-        loss = self.distillation
-        if loss is None or loss.wanted is None or loss.resting:
+        if self.distillation is None or not self._distills:
             return
         batch = engine.state.batch
         if not isinstance(batch, Mapping) or POSITION not in batch:
@@ -87,7 +92,12 @@ class LateTraining:
                 f"Distillation needs the position of each case of a batch under {POSITION!r}, found {found}: take "
                 f"monai_basisprune.loading.SeededCacheDataset for the training cases, or leave distillation out."
             )
-        loss.cases = batch[POSITION]
+        self.distillation.cases = batch[POSITION]
+
+    @property
+    def _distills(self) -> bool:
+        loss = self.distillation
+        return loss is not None and loss.wanted is not None and not loss.resting
 
     def describe(self) -> dict[str, Any]:
         """Return what is learned from which share on, as JSON types."""
@@ -96,13 +106,18 @@ class LateTraining:
             "recombined_from": self.recombined_from,
             "distillation": None
             if loss is None
-            else {"weight": loss.weight, "temperature": loss.temperature, "from": self.distilled_from},
+            else {
+                "weight": loss.weight,
+                "temperature": loss.temperature,
+                "from": self.distilled_from,
+                "augmented": self.training_cases is None,
+            },
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was noted before the first cut, for a checkpoint."""
-        started = self.distillation is not None and self.distillation.wanted is not None
-        return {"distillation": self.distillation.wanted} if started and self.distillation is not None else {}
+        loss = self.distillation
+        return {} if loss is None or loss.wanted is None else {"distillation": loss.wanted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what a checkpoint has kept."""

@@ -15,6 +15,7 @@ from ..decomposition import layer_status
 from ..distillation import DistillationLoss
 from ..errors import ConfigurationError, PlanMismatchError
 from ..joint_pruning import JointResult
+from ..loading import SeededCacheDataset
 from ..pruning import PruneResult
 from ..rounds import ChannelScores, CollectsGradients, Compensation, RoundPruner, Scores
 from ..structure import structure_of
@@ -56,6 +57,8 @@ class PruningHandler:
             basis features back, are trained as well as their scaling factors; the basis filters stay frozen. The
             optimizer needs :func:`~monai_basisprune.parameter_groups`. None never trains them.
         channel_multiple: leave a multiple of this number of channels in every group of which any go.
+        training_cases: the data set of the trainer, where there is distillation: random transforms are left out while
+            the network learns from what was noted, which is of the images as they are.
 
     A round takes an epoch of the engine even where nothing is trained in it: it ends before its first batch, so that
     what evaluates and saves the network after each epoch does so after each cut.
@@ -83,13 +86,14 @@ class PruningHandler:
         distilled_from: float | None = 0.0,
         recombined_from: float | None = None,
         channel_multiple: int = 1,
+        training_cases: SeededCacheDataset | None = None,
     ) -> None:
         if transfer_epochs < 0 or epochs_per_round < 0:
             raise ValueError(
                 f"transfer_epochs and epochs_per_round must be at least 0, got {transfer_epochs} and "
                 f"{epochs_per_round}."
             )
-        self.late = LateTraining(network, optimizer, distillation, distilled_from, recombined_from)
+        self.late = LateTraining(network, optimizer, distillation, distilled_from, recombined_from, training_cases)
         if search is not None and channel_budgets is not None:
             raise ConfigurationError(
                 "A search cuts bases and channels to one budget: leave channel_budgets out, or the search."

@@ -83,8 +83,9 @@ def _pruning(study: Mapping[str, Any]) -> Iterator[str]:
     if pruning.get("distillation") and _reached(study, pruning["distillation"].get("from", 0.0)):
         start = pruning["distillation"].get("from", 0.0)
         since = f"Once {100 * start:g} % of the parameters were gone" if start else "From the first cut on"
+        plain = "" if pruning["distillation"].get("augmented", True) else ", on images without augmentation"
         yield (
-            f"{since}, the network was also trained towards the outputs of the unpruned one (weight "
+            f"{since}, the network was also trained towards the outputs of the unpruned one{plain} (weight "
             f"{pruning['distillation']['weight']:g}, temperature {pruning['distillation']['temperature']:g})."
         )
     share = pruning.get("recombined_from")

@@ -67,7 +67,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         read_bytes(path, _MOST_BYTES)
         content = ConfigParser.load_config_file(path)
     except Exception as error:  # the readers of both formats raise many types
-        reason = str(error).strip().splitlines()[:1]
+        # of the system, the reason alone: its text holds the folder
+        reason = (getattr(error, "strerror", None) or str(error)).strip().splitlines()[:1]
         raise ConfigurationError(f"configs/{path.name} of the bundle cannot be read: {reason}.") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"configs/{path.name} of the bundle holds no dictionary of components.")

@@ -63,7 +63,11 @@ class PruningOptions:
 
     def __post_init__(self) -> None:
         check_selection(self.margin, self.selection)
-        make_budgets(self.budget, self.targets, (1,))
+        budgets = make_budgets(self.budget, self.targets, (1,))
+        if self.channels and not all(budget.shares.keys() <= {"parameters", "macs"} for budget in budgets):
+            raise ConfigurationError(
+                f"With channels, budget must be parameters, macs or parameters and macs, got {self.budget!r}."
+            )
 
 
 class BundleRun:
@@ -150,7 +154,7 @@ class BundleRun:
             RunCheckpointHandler(self.work.checkpoints, parts, settings, self.resume),
         ):
             handler.attach(trainer)
-        with shown_problems("The bundle's training failed"):
+        with shown_problems("The bundle's training failed", running=True):
             trainer.run()
         return PruningCurve(list(curve.curve.points)), pruning, saver
 

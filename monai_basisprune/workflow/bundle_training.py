@@ -44,8 +44,12 @@ _PATHS = re.compile(r"""(['"])(?:(?!\1).)*[/\\](?:(?!\1).)*\1|\S*[/\\](?:.*[/\\]
 
 
 @contextmanager
-def shown_problems(what: str) -> Iterator[None]:
+def shown_problems(what: str, running: bool = False) -> Iterator[None]:
     """Turn whatever a bundle's own code raises into one message without any folder or file.
+
+    Args:
+        what: what failed, in words.
+        running: whether the run was at work, so that a file that is not there was there before.
 
     Raises:
         BasisPruneError: our own error where there is one in the chain, else one that says what failed and why.
@@ -59,7 +63,7 @@ def shown_problems(what: str) -> Iterator[None]:
             if isinstance(link, BasisPruneError):
                 raise link from None
             root, link = link, link.__cause__ or link.__context__
-        if (failure := explain_failure(error)) is not None:
+        if (failure := explain_failure(error, running)) is not None:
             raise ConfigurationError(f"{what}: {failure}") from None
         first = (str(root).strip().splitlines() or [""])[0][:2000]
         reason = known.redacted(_PATHS.sub("<path>", first))[:300]
@@ -135,8 +139,9 @@ def bundle_network(parser: ConfigParser, weights: Path) -> nn.Module:
         raise ConfigurationError(f"The bundle's network_def makes {type(network).__name__}, not a network.")
     try:
         content = read_weights(weights)
-    except ValueError as error:
-        raise ConfigurationError(f"models/{weights.name} cannot be read as weights: {error}.") from error
+    except (OSError, ValueError) as error:  # the text of the system holds the folder
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"models/{weights.name} cannot be read as weights: {reason}.") from error
     state = {name.removeprefix("module."): tensor for name, tensor in _state_dict(content, weights.name).items()}
     own = network.state_dict()
     problems = [f"{name}: missing" for name in own if name not in state]

@@ -39,6 +39,7 @@ OVERLAY = {
     "epochs_per_round": 4,
     "targets": [0.2, 0.4, 0.6, 0.8],
     "distilled_from": 0.5,
+    "recombined_from": 0.5,
     "network_def": TINY["network_def"],
 }
 KINDS: dict[str, dict[str, Any]] = {"targets": {}, "search": {"auc_margin": 0.05, "selection": "point"}, "bundle": {}}

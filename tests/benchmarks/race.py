@@ -48,7 +48,7 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "default": Contestant("bases", Recipe(channels=True, distilled_from=0.95)),
+    "default": Contestant("bases", Recipe(channels=True, distilled_from=0.95, recombined_from=0.99)),
     "default, plain loss": Contestant("bases", Recipe(channels=True)),
     "default, operations too": Contestant("bases", Recipe(channels=True, operations=True)),
     "torch-pruning taylor, fine-tuned": Contestant("all", TorchPruning("taylor", finetune=True)),

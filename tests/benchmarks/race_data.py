@@ -74,17 +74,17 @@ def load(name: str, data: Path) -> Images:
     raise ValueError(f"data must be radiographs or pneumoniamnist, got {name!r}.")
 
 
-def augmented_batches(
-    inputs: torch.Tensor, batch_size: int, generator: torch.Generator
+def shuffled_batches(
+    inputs: torch.Tensor, batch_size: int, generator: torch.Generator, augmented: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield one epoch of shuffled batches, each image moved, turned, enlarged and brightened a little.
+    """Yield one epoch of shuffled batches, each image moved, turned, enlarged and brightened a little if asked for.
 
     Each batch is the positions of its images and the images.
     """
     order = torch.randperm(len(inputs), generator=generator)
     for start in range(0, len(inputs) - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
-        yield chosen, to_network(augment(inputs[chosen], generator))
+        yield chosen, to_network(augment(inputs[chosen], generator) if augmented else inputs[chosen])
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -30,8 +30,10 @@ class Recipe:
         per_parameter: whether the scores of bases are divided by what one costs, as joint pruning does by itself.
         compensated_from: the ratio from which on what is left is fitted after a cut to the outputs before it, from 100
             images; None for never.
-        distilled_from: the ratio from which on the outputs of the unpruned network are learned from as well, and the
-            1×1 convolutions that recombine the bases are trained; None for neither.
+        distilled_from: the ratio from which on the outputs of the unpruned network are learned from as well, without
+            augmentation; None for never.
+        recombined_from: the ratio from which on the 1×1 convolutions that recombine the bases are trained; None for
+            never.
     """
 
     criterion: str = "taylor"
@@ -40,6 +42,7 @@ class Recipe:
     per_parameter: bool = False
     compensated_from: float | None = None
     distilled_from: float | None = None
+    recombined_from: float | None = None
 
     def __call__(self, network: nn.Module, trainer: Trainer) -> Iterator[Step]:
         """Prune a transferred, decomposed network in rounds."""
@@ -65,7 +68,8 @@ class Recipe:
                 parameters = mbp.parameter_groups(network, RECOMBINATION_LEARNING_RATE)
                 if self.distilled_from is not None:
                     distillation.resting = ratio < self.distilled_from
-                    mbp.train_recombination_(network, not distillation.resting)
+                if self.recombined_from is not None:
+                    mbp.train_recombination_(network, ratio >= self.recombined_from)
                 # the scores come from the second half of a round, when the network has recovered from the cut
                 trainer.train(network, parameters, settings.round_epochs, settings.learning_rate, loss, scores.add)
                 yield ratio, network

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from race_data import Images, augmented_batches, to_network
+from race_data import Images, shuffled_batches, to_network
 from torch import nn
 
 import monai_basisprune as mbp
@@ -84,10 +84,12 @@ class Trainer:
         optimizer = torch.optim.Adam(list(parameters), lr=learning_rate)  # type: ignore[arg-type]
         rates = [group["lr"] for group in optimizer.param_groups]
         steps = epochs * (len(self.inputs) // self.settings.batch_size)
+        # what it learns from was noted for the images as they are
+        distills = isinstance(loss, mbp.DistillationLoss) and not loss.resting
         network.train()
         step = 0
         for _ in range(epochs):
-            for batch, x in augmented_batches(self.inputs, self.settings.batch_size, self.generator):
+            for batch, x in shuffled_batches(self.inputs, self.settings.batch_size, self.generator, not distills):
                 if isinstance(loss, mbp.DistillationLoss):
                     loss.cases = batch
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):

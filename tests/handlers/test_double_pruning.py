@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import logging
 import re
@@ -17,73 +16,18 @@ from torch import nn
 
 import monai_basisprune as mbp
 from monai_basisprune.budgets import network_cost
-from monai_basisprune.channel_slices import kept_channels
 from monai_basisprune.decomposition import decomposed_layers
-from monai_basisprune.distillation import DistillationLoss
-from monai_basisprune.errors import BudgetError, ConfigurationError, PlanMismatchError
+from monai_basisprune.errors import BudgetError, PlanMismatchError
 from monai_basisprune.handlers import (
     MetricSearchRounds,
     PrunedNetworkSaver,
     PruningCurveHandler,
     PruningHandler,
-    TaylorImportanceHandler,
 )
-from monai_basisprune.rounds import RoundPruner, RoundScores
 from monai_basisprune.structure import structure_of
 
 from ..networks import same_bits, snapshot
-from .engines import cases, evaluator, loader, trainer
-
-SHAPE = (1, 8, 8)
-BUDGETS = [mbp.Budget(parameters=0.3), {"parameters": 0.6}, {"parameters": 0.8}]
-
-
-def classifier(seed: int = 0) -> nn.Module:
-    """A residual network in which channels of two layers can only go together."""
-
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.stem_norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
-            self.inner, self.inner_norm = nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-            self.outer = nn.Conv2d(12, 8, 3, padding=1)
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = torch.relu(self.stem_norm(self.stem(x)))
-            x = torch.relu(x + self.outer(torch.relu(self.inner_norm(self.inner(x)))))
-            return self.head(x.mean(dim=(2, 3)))
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Residual()
-
-
-class Session:
-    """What a bundle builds for double pruning."""
-
-    def __init__(self, budgets: Any = BUDGETS, transfer: int = 2, per_round: int = 1, lr: float = 0.02, **more: Any):
-        self.loss = more.get("distillation", nn.CrossEntropyLoss())
-        self.network = mbp.decompose(classifier())
-        groups = mbp.parameter_groups(self.network, 0.01)
-        trained = groups if more.get("recombined_from") is not None else groups[0]["params"]
-        self.optimizer = torch.optim.Adam(trained, lr=lr)
-        self.bases = mbp.TaylorImportance(self.network)
-        self.channels = mbp.ChannelTaylorImportance(self.network, SHAPE)
-        self.taylor = TaylorImportanceHandler(self.bases, self.channels)
-        self.pruning = PruningHandler(
-            self.network, self.bases, budgets, self.optimizer, transfer, per_round,
-            channel_importance=self.channels, **more,
-        )  # fmt: skip
-
-    def engine(self, *handlers: Any, **arguments: Any) -> Any:
-        before = [self.taylor, *handlers, self.pruning]
-        arguments.setdefault("loss_function", self.loss)
-        return trainer(self.network, self.optimizer, before, self.pruning.max_epochs, **arguments)
-
-    def parts(self) -> dict[str, Any]:
-        names = {"pruning": self.pruning, "network": self.network, "optimizer": self.optimizer}
-        return {**names, "taylor": self.taylor}
+from .engines import SHAPE, Session, cases, distillation, evaluator, loader, residual_classifier, trainer
 
 
 def reduction(network: nn.Module) -> float:
@@ -146,95 +90,6 @@ def test_channels_can_have_budgets_of_their_own():
     assert first.parameter_reduction >= 0.5
     assert second.parameter_reduction >= 0.75
     assert sum(layer.rank() for _, layer in decomposed_layers(session.network)) <= 0.5 * total
-
-
-def distillation() -> DistillationLoss:
-    return DistillationLoss(loader(cases()), weight=0.8)
-
-
-def test_distillation_waits_until_the_share_is_gone():
-    loss = distillation()
-    session = Session([{"parameters": 0.4}, {"parameters": 0.7}], distillation=loss, distilled_from=0.6)
-    resting: list[bool] = []
-    engine = session.engine()
-    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: resting.append(loss.resting))
-    engine.run()
-    assert resting == [False, True, False, False]  # not started, one cut, both cuts
-    assert session.pruning.describe()["distillation"] == {"weight": 0.8, "temperature": 2.0, "from": 0.6}
-    again = Session([{"parameters": 0.4}], distillation=distillation(), distilled_from=0.6)
-    again.engine().run()
-    fresh = Session([{"parameters": 0.4}], distillation=distillation(), distilled_from=0.6)
-    fresh.pruning.load_state_dict(again.pruning.state_dict())
-    assert fresh.pruning.late.distillation.resting is True
-    with pytest.raises(ValueError, match="distilled_from is a share of the parameters"):
-        Session(distillation=loss, distilled_from=1.0)
-
-
-def test_distillation_learns_from_what_the_network_put_out_for_the_same_case():
-    loss = distillation()
-    session = Session([{"parameters": 0.4}], distillation=loss)
-    engine, seen = session.engine(), []
-    engine.add_event_handler(Events.ITERATION_STARTED, lambda e: seen.append((loss.cases, e.state.batch["position"])))
-    engine.run()
-    first, *_ = (number for number, (given, _) in enumerate(seen) if given is not None)
-    assert first == 2 * len(engine.data_loader)  # after the transfer
-    assert all(torch.equal(given, held) for given, held in seen[first:])
-    assert loss.wanted.shape == (12, 2)
-
-
-def test_distillation_that_never_begins_notes_nothing():
-    loss = distillation()
-    session = Session([{"parameters": 0.4}], distillation=loss, distilled_from=None)
-    session.engine().run()
-    assert loss.wanted is None
-    assert session.pruning.describe()["distillation"] is None
-
-
-def test_distillation_needs_batches_that_name_their_cases():
-    unnamed = [{key: value for key, value in case.items() if key != "position"} for case in cases()]
-    session = Session([{"parameters": 0.4}], distillation=distillation())
-    engine = trainer(
-        session.network, session.optimizer, [session.taylor, session.pruning], 3, loader(unnamed),
-        loss_function=session.loss,
-    )  # fmt: skip
-    with pytest.raises(mbp.ConfigurationError, match="needs the position of each case of a batch under 'position'"):
-        engine.run()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.6])
-def test_recombination_is_trained_once_the_share_is_gone_and_bases_never_are(share):
-    session = Session([{"parameters": 0.4}, {"parameters": 0.7}], recombined_from=share)
-    bases = {name: layer.basis.weight.detach().clone() for name, layer in decomposed_layers(session.network)}
-    trained, weights = [], []
-    engine = session.engine()
-
-    def note() -> None:
-        layers = [layer for _, layer in decomposed_layers(session.network)]
-        trained.append({layer.scaling.weight.requires_grad for layer in layers})
-        weights.append([layer.scaling.weight.detach().clone() for layer in layers])
-        assert not any(layer.basis.weight.requires_grad for layer in layers)
-
-    engine.add_event_handler(Events.EPOCH_COMPLETED, note)
-    engine.run()
-    # transfer, one cut, both cuts, trained after the last one
-    assert trained == [{False}, {share == 0.0}, {True}, {True}]
-    assert not any(torch.equal(before, after) for before, after in zip(*weights[-2:], strict=True))
-    for name, layer in decomposed_layers(session.network):
-        kept = bases[name][layer.kept_bases]
-        inputs = kept_channels(layer).get("in", list(range(kept.shape[1])))
-        assert torch.equal(layer.basis.weight, kept[:, inputs])
-        moment = session.optimizer.state[layer.scaling.weight]["exp_avg"]
-        assert moment.shape == layer.scaling.weight.shape
-        assert float(moment.abs().max()) > 0
-    assert session.pruning.describe()["recombined_from"] == share
-
-
-def test_recombination_needs_an_optimizer_that_holds_it():
-    session = Session()
-    with pytest.raises(mbp.ConfigurationError, match="make it with parameter_groups"):
-        PruningHandler(session.network, session.bases, BUDGETS, session.optimizer, recombined_from=0.5)
-    with pytest.raises(ValueError, match="recombined_from is a share of the parameters"):
-        Session(recombined_from=1.0)
 
 
 @pytest.mark.parametrize(
@@ -324,26 +179,9 @@ def test_a_compensation_follows_each_cut_with_the_network_before_it():
 
     session = Session(compensation=compensation)
     session.engine().run()
-    unpruned = structure_of(mbp.decompose(classifier()))
+    unpruned = structure_of(mbp.decompose(residual_classifier()))
     chain = [unpruned, *session.pruning.structures]
     assert calls == list(itertools.pairwise(chain))
-
-
-def test_the_librarys_compensation_fits_as_it_is():
-    images = [torch.stack([case["image"] for case in cases(24)])]
-    network = mbp.decompose(classifier())
-    optimizer = torch.optim.SGD(mbp.freeze_weights_(network), lr=0.0)
-    importance = mbp.SingularValueImportance(network)
-    x, wanted = images[0], copy.deepcopy(network).eval()(images[0])
-    errors = []
-    for compensation in (None, functools.partial(mbp.compensate_, data=images)):
-        twin = copy.deepcopy(network)
-        pruning = PruningHandler(
-            twin, type(importance)(twin), [{"bases": 0.6}], optimizer, 1, 1, compensation=compensation
-        )
-        pruning.pruner.cut(mbp.Budget(bases=0.6), pruning.pruner.scores())
-        errors.append(float((twin.eval()(x) - wanted).square().mean().detach()))
-    assert errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("of_channels", [None, [{"parameters": 0.3}, {"parameters": 0.5}]])
@@ -408,7 +246,9 @@ def test_a_search_goes_back_to_the_channels_that_were_accepted(tmp_path, share):
     chosen, _ = rounds.search.choose(curve.curve)
     assert structure_of(session.network) == chosen.structure == session.pruning.structures[0]
     assert any(layer.channels < layer.max_channels for layer in mbp.layer_status(session.network))
-    assert same_bits(snapshot(mbp.load_pruned(classifier(), saver.path(chosen.structure))), snapshot(session.network))
+    assert same_bits(
+        snapshot(mbp.load_pruned(residual_classifier(), saver.path(chosen.structure))), snapshot(session.network)
+    )
     state = session.pruning.state_dict()
     torch.save(state, tmp_path / "state.pt")
     assert set(torch.load(tmp_path / "state.pt", weights_only=True)["search"]["scores"]) == {"bases", "channels"}
@@ -434,86 +274,3 @@ def test_a_budget_that_bases_and_channels_do_not_allow_stops_the_run_before_any_
         channels = {group.name: torch.ones(group.channels) for group in free}
         result = mbp.prune_jointly_(session.network, bases, channels, mbp.Budget(parameters=largest), SHAPE)
         assert result.parameter_reduction >= largest
-
-
-def test_scores_of_two_kinds_are_not_compared():
-    network = mbp.decompose(classifier())
-    optimizer = torch.optim.SGD(mbp.freeze_weights_(network), lr=0.1)
-    channels = mbp.ChannelTaylorImportance(network, SHAPE)
-    for importance in (mbp.ScalingImportance(network), mbp.TaylorImportance(network, reduction="abs")):
-        with pytest.raises(ConfigurationError, match="have to be Taylor estimates with the same reduction"):
-            PruningHandler(network, importance, BUDGETS, optimizer, channel_importance=channels)
-        PruningHandler(
-            network, importance, BUDGETS, optimizer, channel_importance=channels, channel_budgets=[{"parameters": 0.9}]
-        )
-    with pytest.raises(ConfigurationError, match="channel_budgets need a channel_importance"):
-        PruningHandler(network, mbp.ScalingImportance(network), BUDGETS, optimizer, channel_budgets=BUDGETS)
-
-
-def test_there_is_one_budget_of_channels_for_each_round():
-    session = Session([{"bases": 0.2}, {"bases": 0.5}], channel_budgets=[{"parameters": 0.5}])
-    with pytest.raises(ConfigurationError, match="There are 2 budgets and 1 channel_budgets"):
-        session.engine().run()
-
-
-def test_budgets_of_channels_alone_do_not_count_on_bases():
-    def session(share: float) -> PruningHandler:
-        network = mbp.decompose(classifier())
-        optimizer = torch.optim.Adam(mbp.freeze_weights_(network), lr=0.1)
-        channels = mbp.ChannelTaylorImportance(network, SHAPE)
-        return PruningHandler(
-            network, mbp.SingularValueImportance(network), [], optimizer,
-            channel_importance=channels, channel_budgets=[{"parameters": share}],
-        )  # fmt: skip
-
-    with pytest.raises(mbp.BudgetError, match="with one channel left in every group,") as caught:
-        session(0.9999).pruner.check([])
-    largest = float(re.search(r"parameters=(0\.\d+);", str(caught.value)).group(1))
-    pruner = session(largest).pruner
-    pruner.check([])
-    scores = {group.name: torch.rand(len(group.units)) for group in pruner.channel_importance.groups}
-    result = pruner.cut(None, RoundScores(pruner.importance.scores(), scores), mbp.Budget(parameters=largest))
-    assert result.removed_bases == 0
-    assert result.parameter_reduction >= largest
-
-
-def test_channels_without_scaling_are_not_counted_on():
-    class Partly(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.norm = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16, affine=False)
-            self.two, self.three = nn.Conv2d(16, 8, 3), nn.Conv2d(8, 2, 1)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.three(torch.relu(self.two(torch.relu(self.norm(self.one(x)))))).mean(dim=(2, 3))
-
-    network = mbp.add_channel_scaling(mbp.decompose(Partly()), SHAPE)
-    importance = mbp.ChannelScalingImportance(network, SHAPE)
-    assert [group.name for group in importance.groups] == list(importance.scores()) == ["two"]
-    optimizer = torch.optim.Adam(mbp.freeze_weights_(network), lr=0.1)
-    pruning = PruningHandler(
-        network, mbp.SingularValueImportance(network), [], optimizer,
-        channel_importance=importance, channel_budgets=[{"parameters": 0.9}],
-    )  # fmt: skip
-    with pytest.raises(mbp.BudgetError, match="with one channel left in every group"):
-        pruning.pruner.check([])
-
-
-def test_where_one_channel_is_left_in_each_group_bases_go_on_alone():
-    network = mbp.decompose(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 6, 3), nn.Flatten()))
-    channels, bases = mbp.ChannelTaylorImportance(network, SHAPE), mbp.TaylorImportance(network)
-    pruner = RoundPruner(network, bases, None, channels)
-
-    def collect() -> None:
-        network(torch.rand(2, *SHAPE)).square().mean().backward()
-        assert bases.accumulate()
-        assert channels.accumulate()
-
-    collect()
-    mbp.prune_channels_(network, {"0": torch.tensor([0.0, 1.0])}, mbp.Budget(threshold=0.5), SHAPE)
-    pruner.reset()
-    collect()
-    assert pruner.scores().channels == {}
-    total = sum(layer.rank() for _, layer in decomposed_layers(network))
-    result = pruner.cut(mbp.Budget(parameters=0.5), pruner.scores())
-    assert result.removed_bases == total - sum(layer.rank() for _, layer in decomposed_layers(network)) > 0

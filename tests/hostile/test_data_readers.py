@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monai_basisprune.data.codestreams import codestream_size
 from monai_basisprune.data.labels import parse_labels
 from monai_basisprune.data.radiograph import read_radiograph
 from monai_basisprune.errors import CohortError
@@ -91,14 +90,6 @@ def test_compressed_pixels_of_an_unknown_kind_are_refused(targets: list[Target],
     path.write_bytes(seed.replace(b"\xe0\x7f\x10\0OB", b"\xe0\x7f\x10\0GB"))
     with pytest.raises(CohortError, match="has pixels that cannot be read; export it again"):
         read_radiograph(path)
-
-
-@pytest.mark.parametrize(
-    "stream", [b"", b"\xff\xd8", b"\xff\xd8\xff\xc0\x00\x0b", b"\xff\xd8" + b"\xff" * 500, b"\0" * 99]
-)
-def test_a_stream_without_a_size_has_none(stream: bytes) -> None:
-    assert codestream_size(stream) is None
-    assert codestream_size(stream, jpeg_2000=True) is None
 
 
 @pytest.mark.parametrize(

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
-from torch import nn
 
-import monai_basisprune as mbp
 from monai_basisprune.errors import BasisPruneError, ConfigurationError
-from monai_basisprune.failures import explain_failure
 from monai_basisprune.files import write_atomically
-from monai_basisprune.handlers import FailureHandler, NormStatisticsHandler, ProgressHandler, PrunedNetworkSaver
 from tests.bundle_runs import BUNDLE, FAILED_WORDS, ROOT, TINY_PRUNE, config_files, tiny_densenet, write_overlay
-from tests.handlers.engines import cases, network_and_optimizer, trainer
-from tests.networks import tiny_classifier
+from tests.handlers.engines import cases, networks_in, watched_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="disks and limits are those of POSIX")
 
@@ -48,32 +40,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
 
 
-class AtEpoch:
-    """Does something when an epoch starts."""
-
-    def __init__(self, epoch: int, act: Callable[[], object]) -> None:
-        self.epoch = epoch
-        self.act = act
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED(once=self.epoch), self.act)
-
-
-def run(folder: Path, act: Callable[[], object] = lambda: None, epochs: int = 3, **arguments: Any) -> Engine:
-    """Train for three epochs; something happens when the second one starts."""
-    network, optimizer = network_and_optimizer()
-    files = arguments.pop("files", 2)
-    handlers = [FailureHandler(folder, network, files), AtEpoch(2, act), PrunedNetworkSaver(network, folder)]
-    engine = trainer(network, optimizer, handlers, epochs=epochs, **arguments)
-    engine.logger.setLevel(100)
-    engine.run()
-    return engine
-
-
-def networks_in(folder: Path) -> list[nn.Module]:
-    return [mbp.load_pruned(tiny_classifier(0), path) for path in sorted(folder.glob("*.pt"))]
-
-
 def fill(folder: Path) -> None:
     with open(folder / "other", "wb", buffering=0) as file:
         while True:
@@ -82,13 +48,6 @@ def fill(folder: Path) -> None:
                     return
             except OSError:
                 return
-
-
-def test_without_trouble_it_changes_nothing(tmp_path: Path) -> None:
-    engine = run(tmp_path / "output")
-    assert engine.state.epoch == 3
-    assert len(networks_in(tmp_path / "output")) == 1
-    assert not (tmp_path / "output" / ".writable").exists()
 
 
 def test_a_full_disk_ends_the_training_and_keeps_the_last_network(disk: Path) -> None:
@@ -101,7 +60,7 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_network(disk: Path) ->
     with pytest.raises(
         BasisPruneError, match=r"ended in epoch 2\..*make room, or let the results go to another disk.*left as it is"
     ):
-        run(disk, act)
+        watched_run(disk, act)
     assert {path.name: path.read_bytes() for path in disk.iterdir() if path.name != "other"} == before
     assert len(networks_in(disk)) == 1
 
@@ -110,7 +69,7 @@ def test_a_disk_without_room_is_an_error_before_the_training(disk: Path) -> None
     with pytest.raises(
         ConfigurationError, match=r"The folder of the results has 0 MiB left, and .* may need \d+ MiB: make room"
     ):
-        run(disk, files=10_000)
+        watched_run(disk, files=10_000)
     assert list(disk.iterdir()) == []
 
 
@@ -130,7 +89,7 @@ def test_a_limit_on_files_ends_the_training_and_keeps_the_last_network(tmp_path:
         with pytest.raises(
             BasisPruneError, match=r"ended in epoch 2\..*make room, or let the results go to another disk"
         ):
-            run(tmp_path, limit.__enter__)
+            watched_run(tmp_path, limit.__enter__)
     finally:
         limit.__exit__(None, None, None)
     assert len(networks_in(tmp_path)) == 1
@@ -142,48 +101,21 @@ def test_a_read_only_folder_is_an_error_before_the_training(disk: Path) -> None:
     with pytest.raises(
         ConfigurationError, match=r"The folder of the results cannot be written to \(Read-only file system\)"
     ):
-        run(disk)
+        watched_run(disk)
 
 
 def test_a_folder_that_becomes_read_only_ends_the_training(disk: Path) -> None:
     with pytest.raises(BasisPruneError, match="its folder or its disk is read-only"):
-        run(disk, lambda: subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True))
+        watched_run(disk, lambda: subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True))
     assert len(networks_in(disk)) == 1
-
-
-def test_a_file_in_the_place_of_the_folder_is_an_error_before_the_training(tmp_path: Path) -> None:
-    (tmp_path / "output").write_text("")
-    with pytest.raises(ConfigurationError, match="The folder of the results cannot be written to"):
-        run(tmp_path / "output")
 
 
 def test_a_lost_drive_ends_the_training_and_nothing_is_written_in_its_place(disk: Path) -> None:
     with pytest.raises(
         BasisPruneError, match="The folder of the results is gone, or another one than when the run started"
     ):
-        run(disk, lambda: subprocess.run(["umount", "-l", str(disk)], check=True))
+        watched_run(disk, lambda: subprocess.run(["umount", "-l", str(disk)], check=True))
     assert list(disk.iterdir()) == []
-
-
-def test_a_folder_that_vanishes_ends_the_training_and_nothing_is_written_in_its_place(tmp_path: Path) -> None:
-    folder, away = tmp_path / "output", tmp_path / "away"
-    with pytest.raises(BasisPruneError, match="The folder of the results is gone, or another one"):
-        run(folder, lambda: shutil.move(folder, away))
-    assert not folder.exists()
-    assert len(networks_in(away)) == 1
-
-
-def test_a_loss_that_diverges_ends_the_training_at_once(tmp_path: Path) -> None:
-    network, _ = network_and_optimizer()
-    optimizer = torch.optim.SGD(mbp.trainable_parameters(network), lr=1e30)
-    handlers = [FailureHandler(tmp_path, network, 2), PrunedNetworkSaver(network, tmp_path)]
-    engine = trainer(network, optimizer, handlers, epochs=50)
-    engine.logger.setLevel(100)
-    with pytest.raises(
-        BasisPruneError, match=r"loss is NaN or infinite in epoch 1, batch \d: .* smaller --learning_rate"
-    ):
-        engine.run()
-    assert list(tmp_path.iterdir()) == []
 
 
 class Dies:
@@ -196,76 +128,7 @@ class Dies:
 def test_a_worker_that_dies_ends_the_training(tmp_path: Path) -> None:
     data = DataLoader(Dataset(cases(), Dies()), batch_size=4, num_workers=1)
     with pytest.raises(BasisPruneError, match=r"A process that loads images has died: .*smaller --num_workers"):
-        run(tmp_path, data=data)
-
-
-def test_memory_that_runs_out_ends_the_training(tmp_path: Path) -> None:
-    def greedy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return torch.empty(2**55).sum()
-
-    with pytest.raises(BasisPruneError, match=r"memory of the device or of the computer is used up.*--batch_size"):
-        run(tmp_path, loss_function=greedy)
-
-
-def test_what_failed_is_explained_after_all_handlers_tidied_up(tmp_path: Path) -> None:
-    network, optimizer = network_and_optimizer()
-    progress, norms = ProgressHandler(), NormStatisticsHandler(network, "frozen")
-
-    def greedy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        assert progress._bar is not None
-        raise MemoryError
-
-    engine = trainer(network, optimizer, [FailureHandler(tmp_path, network), progress, norms], loss_function=greedy)
-    engine.logger.setLevel(100)
-    with pytest.raises(BasisPruneError, match="memory of the device or of the computer is used up"):
-        engine.run()
-    assert progress._bar is None
-    network.train()
-    network(torch.rand(2, 1, 8, 8))
-    assert all(module.training for module in network.modules())
-
-
-def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
-    def wrong(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        raise KeyError("nothing of the system")
-
-    with pytest.raises(KeyError, match="nothing of the system"):
-        run(tmp_path, loss_function=wrong)
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (OSError(errno.ENOSPC, "x"), "disk is full"),
-        (OSError(errno.EFBIG, "x"), "limit on the size of files"),
-        (PermissionError(errno.EACCES, "x"), "read-only"),
-        (OSError(errno.EIO, "x"), "network drive"),
-        (FileNotFoundError(errno.ENOENT, "x"), "gone that was there"),
-        (OSError(errno.EMFILE, "x"), "ulimit -n"),
-        (MemoryError(), "memory"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--batch_size"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. "), "shared memory"),
-        (RuntimeError("[../gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]"), "its own message says"),
-        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0: file write failed"), "network"),
-    ],
-)
-def test_each_failure_has_its_words(error: Exception, words: str) -> None:
-    try:
-        try:
-            raise error
-        except Exception as inner:
-            raise RuntimeError("of another library") from inner
-    except RuntimeError as outer:
-        text = explain_failure(outer)
-    assert text is not None
-    assert words in text
-    assert "left as it is" in text
-
-
-def test_what_is_no_failure_of_the_system_is_not_explained() -> None:
-    assert explain_failure(RuntimeError("shapes cannot be multiplied")) is None
-    assert explain_failure(FileNotFoundError(errno.ENOENT, "x"), running=False) is None
-    assert explain_failure(ValueError("out of memory of mine")) is None
+        watched_run(tmp_path, data=data)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one(disk: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import monai_basisprune as mbp
 from monai_basisprune.data import load_split
 from monai_basisprune.errors import ConfigurationError
-from monai_basisprune.reading import read_bytes, read_json, structure_problem
+from monai_basisprune.reading import read_json, structure_problem
 from monai_basisprune.report import load_study
 from monai_basisprune.workflow.bundle_configs import config_files
 
@@ -51,46 +51,6 @@ def test_any_json_is_no_study_no_datalist_and_no_plan(tmp_path_factory: pytest.T
     for read in (load_study, lambda path: load_split(path, "test", path.parent), mbp.PruningPlan.load):
         with pytest.raises(mbp.BasisPruneError):
             read(path)
-
-
-def test_the_limits_of_json(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    for text, words in (
-        ("[" * 100_000, "nested deeper"),
-        ("[" * 70 + "]" * 70, "nested deeper than 64 levels"),
-        ('{"a": 1, "a": 2}', "a key stands twice"),
-        ("NaN", "NaN is no number"),
-        ("[1e999]", "a number is too large"),
-        ("[" + "9" * 30 + "]", "more than 64 bits"),
-        ("[" + "9" * 5000 + "]", "digits"),
-        ('["\\ud800"]', "half a character"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            read_json(path)
-    path.write_bytes(b"[" + b"0," * 50 + b"0]")
-    with pytest.raises(ValueError, match="larger than 0 MiB"):
-        read_json(path, most=100)
-    assert read_json(path, most=103) == [0] * 51
-
-
-def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(bytes(10))
-    assert read_bytes(tmp_path / "x", 10) == bytes(10)
-    with pytest.raises(ValueError, match="larger than"):
-        read_bytes(tmp_path / "x", 9)
-    with pytest.raises(ValueError, match="larger than"):
-        read_bytes("/dev/zero", 1000)
-
-
-def test_parts_that_are_shared_count_for_each_place() -> None:
-    bomb: list[Any] = ["x"] * 10
-    for _ in range(20):
-        bomb = [bomb] * 10
-    assert structure_problem(bomb, 10**5) == "it holds more than 100000 values"
-    endless: list[Any] = []
-    endless.append(endless)
-    assert structure_problem(endless) == "it is nested deeper than 64 levels"
 
 
 def test_a_yaml_bomb_is_refused(tmp_path: Path) -> None:

@@ -8,42 +8,17 @@ import numpy as np
 import pytest
 import torch
 from monai.data import Dataset
-from monai.networks.nets import DenseNet
-from monai.visualize import GradCAM
 from torch import nn
 
-import monai_basisprune as mbp
-from monai_basisprune.budgets import Budget
 from monai_basisprune.errors import BasisPruneError, ConfigurationError
 from monai_basisprune.evidence import brier_score, compare_subgroups, sensitivity_at_specificity
 from monai_basisprune.handlers import Predictions
-from monai_basisprune.workflow.activation_maps import ActivationMaps, _strongest_slice, activation_layer
 from monai_basisprune.workflow.audit import audit_networks, check_audit_cases, describe_probabilities
 from monai_basisprune.workflow.inference import predict
 
-from ..networks import MONAI_NETWORKS, TinyClassifier, same_bits, snapshot, tiny_classifier
+from ..networks import FlatClassifier, cut, same_bits, snapshot, tiny_classifier
 
 CASES = 24
-
-
-class FlatClassifier(nn.Module):
-    """Has no feature map over space after its only convolution, which takes the whole image in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 6, 8)
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.stem(x).flatten(1))
-
-
-def cut(network: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return the decomposed network and a pruned one."""
-    unpruned = mbp.decompose(network)
-    pruned = mbp.decompose(network)
-    mbp.prune_(pruned, mbp.SingularValueImportance(pruned).scores(), Budget(bases=0.6))
-    return unpruned, pruned
 
 
 @pytest.fixture(scope="module")
@@ -246,98 +221,3 @@ def test_one_output_is_a_logit() -> None:
     expected = [1 / (1 + math.exp(-value)) for value in logits]
     brier = np.mean((np.array(expected) - np.array(one.labels)) ** 2)
     assert found["calibration"]["pruned"]["brier"]["value"] == pytest.approx(brier)
-
-
-# --- the layer, for the networks of MONAI in one, two and three dimensions
-
-LAYERS = {
-    "DenseNet": "class_layers.relu",
-    "DenseNet with PReLU": "class_layers.relu",
-    "DenseNet 3D with InstanceNorm": "class_layers.relu",
-    "ResNet 3D with shortcut A": "layer3",  # the map of the fourth has one place only
-    "ResNet 1D": "layer4",
-    "EfficientNet": None,
-}
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_layer_is_the_last_before_the_pooling(name: str) -> None:
-    make, shape = MONAI_NETWORKS[name]
-    torch.manual_seed(0)
-    network = mbp.decompose(make())
-    images = torch.rand((1, *shape))
-    layer = activation_layer(network.eval(), images)
-    if LAYERS[name] is not None:
-        assert layer == LAYERS[name]
-    maps: list[torch.Tensor] = []
-    network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: maps.append(output))
-    network(images)
-    assert len(maps) == 1
-    assert maps[0].ndim == images.ndim
-    assert maps[0][0, 0].numel() > 1
-
-
-def test_a_module_that_runs_twice_is_left_out() -> None:
-    class Shared(TinyClassifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.act = nn.ReLU()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.pool(self.act(self.grouped(self.act(self.stem(x))))).flatten(1))
-
-    assert activation_layer(Shared(), torch.rand((1, 1, 8, 8))) == "grouped"
-
-
-def test_no_color_of_a_picture_is_left_out() -> None:
-    torch.manual_seed(0)
-    pair = cut(DenseNet(2, 3, 2, init_features=8, growth_rate=4, block_config=(2,), bn_size=2))
-    image = torch.zeros((3, 32, 32))
-    for color in range(3):
-        image[color, 8 * color + 4 : 8 * color + 12, 8:24] = 1.0
-    shown = ActivationMaps.of(*pair, image, "cpu").draw(image).image
-    assert [float(shown[7 * row, 112]) > 0.1 for row in (1, 8, 15, 23, 30)] == [False, True, True, True, False]
-
-
-def test_a_volume_shows_the_slice_of_largest_activation() -> None:
-    torch.manual_seed(0)
-    network = DenseNet(3, 1, 2, init_features=8, growth_rate=4, block_config=(2,), bn_size=2)
-    network.class_layers.out.weight.data.abs_()  # every feature speaks for the positive class
-    pair = cut(network)
-    image = torch.rand((1, 12, 16, 20))
-    image[:, 3:6, 8:11] += 4
-    image[:, 3:6, 8:11, 15:18] += 4
-    shown = ActivationMaps.of(*pair, image, "cpu").draw(image)
-    heats = [
-        GradCAM(mbp.decompose(network) if index == 0 else pair[1], "class_layers.relu", postprocessing=lambda x: x)(
-            image[None].requires_grad_(True), class_idx=1
-        ).detach()[0, 0]
-        for index in range(2)
-    ]
-    total = sum(heat / heat.max() for heat in heats)
-    highest = total.amax(dim=(0, 1))
-    assert shown.slice_index is not None
-    assert highest[shown.slice_index] == pytest.approx(highest.max())
-    assert shown.image.shape == (224, 168)  # rows from front to back, columns from right to left
-    assert 0.3 < shown.original.max() <= 1
-    row, column = np.unravel_index(shown.image.argmax(), shown.image.shape)
-    # in front of the middle (8 to 10 of 16) and left of it (3 to 5 of 12), which is on the right
-    assert 5 / 16 < (row + 0.5) / 224 < 8 / 16
-    assert 6 / 12 < (column + 0.5) / 168 < 9 / 12
-
-
-def test_of_equal_slices_the_one_in_their_middle_is_shown() -> None:
-    strength = torch.zeros(2, 2, 10)
-    assert _strongest_slice(strength) == 5
-    strength[1, 0, 2:5] = 0.7
-    assert _strongest_slice(strength) == 3
-
-
-def test_a_signal_is_not_drawn_and_the_reason_is_said(data: Dataset) -> None:
-    make, shape = MONAI_NETWORKS["ResNet 1D"]
-    torch.manual_seed(0)
-    pair = cut(make())
-    image = torch.rand(shape)
-    maps = ActivationMaps.of(*pair, image, "cpu")
-    with pytest.raises(BasisPruneError, match="an image with 1 dimensions; 2 or 3 are drawn"):
-        maps.draw(image)

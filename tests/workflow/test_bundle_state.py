@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from monai_basisprune.checkpoints import setting_digests
-from monai_basisprune.workflow.bundle_cases import content_of
 from monai_basisprune.workflow.bundle_state import bundle_settings, file_digests, stateful_parts, unsteady_data
 
 from .source_bundles import write_data
@@ -148,12 +147,3 @@ def test_settings_tell_what_changed_and_not_where_files_lie(tmp_path: Path) -> N
         (bundle / name).write_text("other")
     names = {"configs/train.json", "models", "other files"}
     assert differing(digests(data, batch_size=2)) == {f"the bundle's {name}" for name in names}
-
-
-def test_content_is_equal_where_values_are() -> None:
-    values = [np.arange(3), torch.arange(3), np.float32(1), 2.0, None, True, "text", Path("a/b"), {1: [object()]}]
-    assert content_of(values) == content_of([*values[:-1], {1: [object()]}])
-    assert json.loads(json.dumps(content_of(values))) == content_of(values)
-    for one, other in ((np.zeros(2), np.zeros((1, 2))), (torch.zeros(2), torch.zeros(2).double()), ("a" * 5000, "b")):
-        assert content_of(one) != content_of(other)
-    assert content_of("folder/" + "a" * 300) == "folder/" + "a" * 300

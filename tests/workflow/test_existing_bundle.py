@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
-from monai.utils import set_determinism
 
 import monai_basisprune as mbp
-from monai_basisprune.data.identifiers import known
 from monai_basisprune.errors import BasisPruneError, CohortError, ConfigurationError, PlanMismatchError
 from monai_basisprune.evidence import auc_interval, compare_auc
 from monai_basisprune.workflow.bundle import PrunedBundle
 from monai_basisprune.workflow.bundle_run import BundleRun
-from monai_basisprune.workflow.bundle_training import load_engines, read_training, shown_problems, usable_predictions
 from monai_basisprune.workflow.existing_bundle import prune_bundle
 
 from ..bundle_verification import MODES, network_of, verify_bundle
@@ -303,24 +299,6 @@ def test_a_network_with_other_than_two_classes_is_refused(source: Path, data: Pa
     refuse(ConfigurationError, "gives 3 outputs for each image; only networks with two", copy, tmp_path / "new", data)
 
 
-def test_the_seed_is_that_of_the_run_and_handlers_are_left_out_wherever_they_stand(source: Path, data: Path) -> None:
-    parser = read_training(source, {"dataset_dir": str(data)})
-    handlers = parser["train#handlers"]
-    parser["of_val"] = handlers[1]  # the bundle's own validation
-    parser["train#handlers"] = [handlers[0], "@of_val"]
-    parser["train#trainer#train_handlers"] = ["@train#handlers#0", "@of_val", handlers[2]]
-    network = network_of(source)
-    try:
-        trainer, evaluator = load_engines(parser, network, 1, seed=7)
-        assert torch.initial_seed() == 7  # the bundle sets 123
-        evaluations = []
-        evaluator.add_event_handler(Events.STARTED, lambda engine: evaluations.append(engine))
-        trainer.run()
-    finally:
-        set_determinism(None)
-    assert not evaluations
-
-
 def test_one_image_written_in_two_ways_is_one(source: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", (16, 8, 8))
     parts = json.loads((data / "datalist.json").read_text())
@@ -356,32 +334,6 @@ def test_an_image_that_cannot_be_read_is_not_named(source: Path, tmp_path: Path)
     (data / "case_003.npy").write_bytes(b"damaged")
     text = refuse(ConfigurationError, "The bundle's training data cannot be read", source, tmp_path / "new", data)
     assert "Doe" not in text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no file /data/Doe^Jane/a.npy",
-        "no file '/data/Doe Jane/Doe 1.npy' here",
-        "no files /data/Doe Jane Mary/a.npy and C:\\Doe Ann\\b.npy",
-        "Doe_1.npy is damaged",
-    ],
-)
-def test_what_others_raise_is_shown_without_names(text: str) -> None:
-    def fail(error: Exception) -> None:
-        with shown_problems("It failed"):
-            raise RuntimeError("applying a transform") from error
-
-    known.remember_files(["Doe_1.npy"])
-    try:
-        with pytest.raises(ConfigurationError, match=r"It failed \(OSError: ") as caught:
-            fail(OSError(text))
-    finally:
-        known.forget()
-    assert "Doe" not in str(caught.value)
-    assert caught.value.__cause__ is None
-    with pytest.raises(CohortError, match=r"^ours$"):
-        fail(CohortError("ours"))
 
 
 def test_cases_in_training_and_validation_are_refused(source: Path, tmp_path: Path) -> None:
@@ -442,14 +394,3 @@ def test_an_optimizer_of_other_parameters_is_refused(source: Path, data: Path, t
         lambda config: config["optimizer"].update(params="$@network.class_layers.parameters()"),
     )
     refuse(ConfigurationError, "optimizer does not hold all trained parameters", copy, tmp_path / "new", data)
-
-
-def test_labels_of_one_column_for_each_class_are_read() -> None:
-    batch = {"pred": torch.rand(3, 2), "label": torch.tensor([[1, 0], [0, 1], [0, 1]])}
-    assert usable_predictions(batch)["label"].tolist() == [0, 1, 1]
-    assert usable_predictions({**batch, "label": torch.tensor([[1], [0], [1]])})["label"].tolist() == [1, 0, 1]
-    assert usable_predictions({**batch, "pred": torch.rand(3, 1, 1, 1)})["pred"].shape == (3, 1)
-    with pytest.raises(ConfigurationError, match="no key 'label'"):
-        usable_predictions({"pred": torch.rand(3, 2)})
-    with pytest.raises(ConfigurationError, match="hold 3 values for each image"):
-        usable_predictions({**batch, "label": torch.zeros(3, 3)})

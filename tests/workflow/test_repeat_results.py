@@ -11,13 +11,11 @@ from sklearn.metrics import roc_auc_score
 
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.evidence import auc_interval, compare_auc
-from monai_basisprune.report import save_study
 from monai_basisprune.report.stability import validate_stability
 from monai_basisprune.workflow.repeat_results import forget, gather, is_complete, read_predictions
 
 from ..report.studies import make_study
-
-PREDICTIONS = {"labels": [0, 1], "original": [0.1, 0.2], "pruned": [0.1, 0.3], "patients": ["a", "b"]}
+from .small_studies import PREDICTIONS, write_repeat
 
 
 def keep_unpruned(study: dict[str, Any]) -> dict[str, Any]:
@@ -30,16 +28,9 @@ def keep_unpruned(study: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def write(folder: Path, study: dict[str, Any]) -> Path:
-    (folder / "work").mkdir(parents=True)
-    save_study(study, folder / "study.json")
-    (folder / "work" / "test_predictions.json").write_text(json.dumps(PREDICTIONS))
-    return folder
-
-
 def test_the_record_holds_the_interval_of_each_test_and_says_what_validation_does_not_show(tmp_path: Path) -> None:
     study = make_study()
-    folders = [write(tmp_path / "a", study), write(tmp_path / "b", keep_unpruned(study))]
+    folders = [write_repeat(tmp_path / "a", study), write_repeat(tmp_path / "b", keep_unpruned(study))]
     found = gather([(seed, None, None, folder) for seed, folder in enumerate(folders)])
     validate_stability(found)
     pruned, kept = found["repeats"]
@@ -62,13 +53,13 @@ def test_one_target_reached_on_two_ways_is_one_target(tmp_path: Path) -> None:
     studies = [make_study(), make_study()]
     studies[1]["curve"][3]["target"] += 1e-16
     assert studies[1]["curve"][3]["target"] != studies[0]["curve"][3]["target"]
-    folders = [write(tmp_path / f"{number}", study) for number, study in enumerate(studies)]
+    folders = [write_repeat(tmp_path / f"{number}", study) for number, study in enumerate(studies)]
     found = gather([(seed, None, None, folder) for seed, folder in enumerate(folders)])
     assert [point["repeats"] for point in found["band"]] == [2] * len(studies[0]["curve"])
 
 
 def test_a_repeat_that_runs_again_is_not_complete_before_its_end(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a", make_study())
+    folder = write_repeat(tmp_path / "a", make_study())
     assert is_complete(folder)
     forget(folder)
     assert not is_complete(folder)
@@ -79,7 +70,7 @@ def test_the_test_cases_of_all_folds_are_compared_before_and_after(tmp_path: Pat
     rng = np.random.default_rng(0)
     repeats, labels, original, pruned, patients = [], [], [], [], []
     for fold in range(3):
-        folder = write(tmp_path / str(fold), make_study())
+        folder = write_repeat(tmp_path / str(fold), make_study())
         truth = [0, 1] * 10
         before = [value + rng.normal() for value in truth]
         after = [value + 0.1 * rng.normal() for value in before]
@@ -102,7 +93,7 @@ def test_several_classes_and_unknown_patients_are_pooled_too(tmp_path: Path, fin
     rng = np.random.default_rng(0)
     repeats, whole = [], {name: [] for name in PREDICTIONS}
     for fold in range(2):
-        folder = write(tmp_path / str(fold), make_study())
+        folder = write_repeat(tmp_path / str(fold), make_study())
         truth = np.arange(24) % 3
         before = np.eye(3)[truth] + rng.normal(size=(24, 3))
         labels = np.eye(3, dtype=int)[truth] if findings else truth
@@ -138,7 +129,7 @@ def test_several_classes_and_unknown_patients_are_pooled_too(tmp_path: Path, fin
     ids=str,
 )
 def test_predictions_that_do_not_fit_each_other_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    folder = write(tmp_path / "a", make_study())
+    folder = write_repeat(tmp_path / "a", make_study())
     (folder / "work" / "test_predictions.json").write_text(json.dumps(PREDICTIONS | change))
     with pytest.raises(ConfigurationError, match="must hold lists of one length under labels, original"):
         read_predictions(folder)

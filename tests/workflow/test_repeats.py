@@ -15,9 +15,8 @@ import torch
 from monai_basisprune.errors import ConfigurationError
 from monai_basisprune.report import load_study
 from monai_basisprune.report.stability import validate_stability
-from monai_basisprune.workflow.child_runs import run_digests
-from monai_basisprune.workflow.cohort import PreparedCohort, prepare_cohort
-from monai_basisprune.workflow.repeat_process import LOG_FILE, RepeatTask, failure_reason, run_tasks
+from monai_basisprune.workflow.cohort import prepare_cohort
+from monai_basisprune.workflow.repeat_process import LOG_FILE
 from monai_basisprune.workflow.start import check_keys
 
 from ..bundle_runs import (
@@ -37,19 +36,6 @@ SALT = b"a secret of 32 bytes or so, fixed"
 
 
 # --- settings
-
-
-def test_settings_are_told_apart_without_their_values() -> None:
-    config = {"pretrained": "/data/Doe_John.pt", "batch_size": 16, "parallel": 2, "output_dir": "a", "_about": "x"}
-    digests = run_digests({**config, "prune": ["$@study"]}, "0" * 64, SALT)
-    assert "Doe" not in json.dumps(digests)
-    assert set(digests) == {"pretrained", "batch_size", "(the images, their labels and their split)", "versions"}
-    moved = {**config, "parallel": 4, "output_dir": "b", "dataset_dir": "/c", "_about": "y"}
-    assert run_digests(moved, "0" * 64, SALT) == digests
-    other = run_digests({**config, "batch_size": 8}, "1" * 64, SALT)
-    changed = {key for key in digests if other[key] != digests[key]}
-    assert changed == {"batch_size", "(the images, their labels and their split)"}
-    assert run_digests(config, "0" * 64, b"another")["pretrained"] != digests["pretrained"]
 
 
 def test_keys_of_repeats_are_known_with_their_configuration_and_nowhere_else() -> None:
@@ -91,47 +77,6 @@ def test_folds_without_a_fold_are_refused_before_anything_is_read(tmp_path: Path
             prepare_cohort(tmp_path / "nowhere", tmp_path, folds=folds, fold=fold)
     with pytest.raises(ConfigurationError, match="folds must be a whole number from 3"):
         prepare_cohort(tmp_path / "nowhere", tmp_path, folds=2, fold=0)
-
-
-# --- processes
-
-
-def test_a_process_gets_its_cohort_as_data_and_its_error_is_known(tmp_path: Path) -> None:
-    # a name of a file that would be an expression in a configuration
-    datalist = {"test": [{"image": "$__import__('os')._exit(3)"}]}
-    cohort = PreparedCohort(tmp_path / "Doe_John", tmp_path / "datalist.json", datalist, False)
-    config = {
-        "imports": ["$import monai_basisprune", "$import monai_basisprune.workflow"],
-        "folder": str(tmp_path / "repeat"),
-        "cohort": {},
-        "batsch_size": 8,
-        "initialize": ["$open(@folder + '/found.txt', 'w').write(@cohort['prepared'].datalist['test'][0]['image'])"],
-        "prune": ["$print(@cohort['prepared'].dataset_dir)", "$monai_basisprune.workflow.start_run(0)"],
-    }
-    task = RepeatTask(tmp_path / "repeat", config, cohort)
-    assert list(run_tasks([task], 2)) == [
-        (task, "The configuration has keys that would be ignored; correct or remove them:")
-    ]
-    assert (tmp_path / "repeat" / "found.txt").read_text() == "$__import__('os')._exit(3)"
-    assert "  - batsch_size: nothing in this configuration uses it" in (tmp_path / "repeat" / LOG_FILE).read_text()
-
-
-@pytest.mark.parametrize(
-    ("log", "code", "reason"),
-    [
-        ("x\n\nmonai_basisprune: All is bad:\n  - this\n", 1, "All is bad:"),
-        ("monai_basisprune: early\nmonai_basisprune: late\n", -9, "late"),
-        (
-            "ValueError: caught\nTraceback\nmodule.OSError: /data/Doe_John\n  at Doe\n", 1,
-            "OSError; log.txt in the folder of the repeat says more",
-        ),
-        ("", 3, "exit code 3; log.txt in the folder of the repeat says more"),
-        ("", -9, "it was ended by signal 9: stopped from outside, or out of memory; try a smaller --parallel"),
-    ],
-)  # fmt: skip
-def test_reason_of_a_failure_names_no_file(tmp_path: Path, log: str, code: int, reason: str) -> None:
-    (tmp_path / LOG_FILE).write_text(log)
-    assert failure_reason(tmp_path / LOG_FILE, code) == reason
 
 
 # --- the whole, with real runs
