@@ -146,7 +146,6 @@ def watched_run(folder: Path, act: Callable[[], object] = lambda: None, epochs: 
     files = arguments.pop("files", 2)
     handlers = [FailureHandler(folder, network, files), AtEpoch(2, act), PrunedNetworkSaver(network, folder)]
     engine = trainer(network, optimizer, handlers, epochs=epochs, **arguments)
-    engine.logger.setLevel(100)
     engine.run()
     return engine
 

@@ -70,7 +70,6 @@ def ended_run(fails: bool = False) -> list[bool]:
     """Return whether norms wait for other processes in an epoch that ends before its first batch, and afterwards."""
     network, optimizer = network_and_optimizer()
     engine = trainer(network, optimizer, [DistributedHandler(network)], 1, share_of(cases(8)))
-    engine.logger.setLevel(100)
     found = []
 
     def end() -> None:

@@ -13,7 +13,6 @@ def failing_engine(error: BaseException, event: Events = Events.STARTED) -> Engi
         raise error
 
     engine = Engine(lambda engine, batch: None)
-    engine.logger.setLevel(100)
     engine.add_event_handler(event, fail)
     return engine
 

@@ -46,7 +46,6 @@ def test_a_loss_that_diverges_ends_the_training_at_once(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(mbp.trainable_parameters(network), lr=1e30)
     handlers = [FailureHandler(tmp_path, network, 2), PrunedNetworkSaver(network, tmp_path)]
     engine = trainer(network, optimizer, handlers, epochs=50)
-    engine.logger.setLevel(100)
     with pytest.raises(
         BasisPruneError, match=r"loss is NaN or infinite in epoch 1, batch \d: .* smaller --learning_rate"
     ):
@@ -75,7 +74,6 @@ def test_what_failed_is_explained_after_all_handlers_tidied_up(tmp_path: Path, f
     handlers = [FailureHandler(tmp_path, network), progress, norms]
     engine = trainer(network, optimizer, handlers if first else handlers[::-1])
     engine.add_event_handler(event, fail)
-    engine.logger.setLevel(100)
     with pytest.raises(BasisPruneError, match="memory of the device or of the computer is used up"):
         engine.run()
     assert progress._bar is None
@@ -97,7 +95,6 @@ def test_a_folder_without_room_is_an_error_before_the_training_with_what_is_need
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     files = 10**15 // size
     engine = trainer(network, optimizer, [FailureHandler(str(tmp_path), network, files)])
-    engine.logger.setLevel(100)
     with pytest.raises(ConfigurationError, match="make room, or name a folder on another disk") as caught:
         engine.run()
     free, needed = map(int, re.findall(r"(\d+) MiB", str(caught.value)))
@@ -128,7 +125,6 @@ def test_nothing_is_trained_with_a_loss_that_is_no_number(tmp_path: Path, wrong:
         return outputs.square().mean() * (wrong if len(states) == 5 else 1.0)
 
     engine = trainer(network, optimizer, [FailureHandler(tmp_path, network)], epochs=3, loss_function=loss)
-    engine.logger.setLevel(100)
     with pytest.raises(BasisPruneError, match="loss is NaN or infinite in epoch 2, batch 5: the training has diverged"):
         engine.run()
     assert same_bits(snapshot(network), states[4])

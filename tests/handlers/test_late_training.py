@@ -44,7 +44,6 @@ def tell(late: LateTraining, batch: Any) -> None:
     """Let an engine go through one batch."""
     engine = Engine(lambda engine, batch: None)
     engine.add_event_handler(Events.ITERATION_STARTED, late.tell_cases)
-    engine.logger.setLevel(100)
     engine.run([batch])
 
 
