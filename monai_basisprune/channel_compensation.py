@@ -11,9 +11,10 @@ from torch import nn
 
 from .activation import Moments, grouped_features
 from .channel_slices import channel_count, group_count, kept_channels, original_channels
+from .elimination import damped_solution
 from .layers import DecomposedLayer
 
-__all__ = ["damped_solution", "lost_inputs", "positions_in", "refit_inputs_", "spatial_dims", "take_inputs"]
+__all__ = ["lost_inputs", "positions_in", "refit_inputs_", "spatial_dims", "take_inputs"]
 
 
 def positions_in(module: nn.Module, twin: nn.Module, side: str) -> list[int] | None:
@@ -48,22 +49,6 @@ def take_inputs(layer: nn.Module, into: list[torch.Tensor]) -> Any:
     """Return a hook that keeps what a layer reads, as from :func:`grouped_features`."""
     groups, dims = group_count(layer), spatial_dims(layer)
     return lambda module, args: into.append(grouped_features(args[0], groups, dims))
-
-
-def damped_solution(start: torch.Tensor, features: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Return the least squares solution of ``W Z = Y`` next to a start: ``W + (Y - W Z) Zᵀ (Z Zᵀ + λ I)⁻¹``.
-
-    Args:
-        start: ``W``, shape ``(groups, rows, columns)``.
-        features: the moment ``Z Zᵀ``, shape ``(groups, columns, columns)``.
-        targets: the moment ``Y Zᵀ``, shape ``(groups, rows, columns)``.
-        ridge: ``λ`` as a share of the mean square of the features.
-    """
-    scale = features.diagonal(dim1=1, dim2=2).mean(dim=1)
-    scale = torch.where(scale > 0, scale, 1.0)  # features that are always zero leave the start as it is
-    eye = torch.eye(features.shape[1], dtype=torch.float64)
-    damped = features + ridge * scale.reshape(-1, 1, 1) * eye
-    return start + torch.linalg.solve(damped, (targets - start @ features).transpose(1, 2)).transpose(1, 2)
 
 
 def refit_inputs_(module: nn.Module, twin: nn.Module, moments: Moments, ridge: float) -> None:

@@ -13,9 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from .activation import Moments, image_batches, raise_problems
-from .channel_compensation import damped_solution, lost_inputs, positions_in, refit_inputs_
+from .channel_compensation import lost_inputs, positions_in, refit_inputs_
 from .channel_slices import channel_count, has_one_side
 from .decomposition import decomposed_layers
+from .elimination import damped_solution
 from .forward import forward_pass
 from .layers import DecomposedLayer
 from .paired_passes import input_pair_moments, output_difference, output_pair_moments

@@ -78,6 +78,11 @@ class DistillationLoss(nn.Module):
         self.cases: torch.Tensor | Sequence[int] | None = None
         self.resting = False
 
+    @property
+    def active(self) -> bool:
+        """Whether it learns from what was noted, at this time."""
+        return self.wanted is not None and not self.resting
+
     def start(self, network: nn.Module) -> None:
         """Note what a network puts out for every training image; call it before the first cut.
 
@@ -123,7 +128,7 @@ class DistillationLoss(nn.Module):
         """
         cases, self.cases = self.cases if cases is None else cases, None
         plain: torch.Tensor = self.loss(outputs, labels)
-        if self.wanted is None or self.resting:
+        if not self.active:
             return plain
         pair = outputs, self._wanted(outputs, cases)
         found, wanted = (self._log_probabilities(values) for values in pair)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Elimination", "compensated", "eliminate"]
+__all__ = ["Elimination", "compensated", "damped_solution", "eliminate"]
 
 
 @dataclass
@@ -81,14 +81,26 @@ def compensated(moment: torch.Tensor, keep: Sequence[int], ridge: float) -> torc
     """
     index = torch.tensor(keep)
     kept = moment[:, index][:, :, index]
-    scale = kept.diagonal(dim1=1, dim2=2).mean(dim=1)
-    scale = torch.where(scale > 0, scale, 1.0)  # features that are always zero tell nothing of others
-    damped = kept + ridge * scale.reshape(-1, 1, 1) * torch.eye(len(keep), dtype=torch.float64)
     # next to what tells the features that are left by themselves
     own = torch.zeros(moment.shape[0], moment.shape[1], len(keep), dtype=torch.float64)
     own[:, index, range(len(keep))] = 1.0
-    rest = moment[:, :, index] - own @ kept
-    return own + torch.linalg.solve(damped, rest.transpose(1, 2)).transpose(1, 2)
+    return damped_solution(own, kept, moment[:, :, index], ridge)
+
+
+def damped_solution(start: torch.Tensor, features: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Return the least squares solution of ``W Z = Y`` next to a start: ``W + (Y - W Z) Zᵀ (Z Zᵀ + λ I)⁻¹``.
+
+    Args:
+        start: ``W``, shape ``(groups, rows, columns)``.
+        features: the moment ``Z Zᵀ``, shape ``(groups, columns, columns)``.
+        targets: the moment ``Y Zᵀ``, shape ``(groups, rows, columns)``.
+        ridge: ``λ`` as a share of the mean square of the features.
+    """
+    scale = features.diagonal(dim1=1, dim2=2).mean(dim=1)
+    scale = torch.where(scale > 0, scale, 1.0)  # features that are always zero leave the start as it is
+    eye = torch.eye(features.shape[1], dtype=torch.float64)
+    damped = features + ridge * scale.reshape(-1, 1, 1) * eye
+    return start + torch.linalg.solve(damped, (targets - start @ features).transpose(1, 2)).transpose(1, 2)
 
 
 def _trace_of_solution(inverse: torch.Tensor, error: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:

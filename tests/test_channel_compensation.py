@@ -9,7 +9,6 @@ from torch import nn
 
 from monai_basisprune.activation import Moments, grouped_features
 from monai_basisprune.channel_compensation import (
-    damped_solution,
     lost_inputs,
     positions_in,
     refit_inputs_,
@@ -152,27 +151,6 @@ def test_few_samples_are_trusted_less():
 
 
 # --- its parts -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ridge", [0.0, 0.1, 3.0])
-def test_the_damped_solution_is_that_of_an_equation_with_rows_for_the_damping(ridge):
-    rng = np.random.default_rng(0)
-    features, targets = rng.normal(size=(2, 4, 30)), rng.normal(size=(2, 3, 30))
-    start = rng.normal(size=(2, 3, 4))
-    products, crossed = features @ features.transpose(0, 2, 1), targets @ features.transpose(0, 2, 1)
-    found = damped_solution(*map(torch.from_numpy, (start, products, crossed)), ridge)
-    for group in range(2):
-        damping = np.sqrt(ridge * np.square(features[group]).sum() / 4)
-        left = np.concatenate([features[group].T, damping * np.eye(4)])
-        right = np.concatenate([targets[group].T, damping * start[group].T])
-        wanted = np.linalg.lstsq(left, right, rcond=None)[0].T
-        np.testing.assert_allclose(found[group], wanted, rtol=1e-9, atol=1e-12)
-
-
-def test_features_that_are_all_zero_leave_the_start():
-    start = torch.rand(1, 2, 3, dtype=torch.float64)
-    nothing = torch.zeros(1, 3, 3, dtype=torch.float64)
-    assert torch.equal(damped_solution(start, nothing, torch.zeros(1, 2, 3, dtype=torch.float64), 1e-3), start)
 
 
 def test_a_group_that_reads_nothing_but_zeros_keeps_its_weights_and_the_other_gets_its_own():

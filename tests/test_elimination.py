@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_basisprune.elimination import Elimination, compensated, eliminate
+from monai_basisprune.elimination import Elimination, compensated, damped_solution, eliminate
 
 
 def layer(features: int, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,3 +77,24 @@ def test_features_that_are_left_tell_the_others_as_least_squares_do():
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-8)
     strong = compensated((x @ x.T).unsqueeze(0), keep, 1e12)[0]
     torch.testing.assert_close(strong, torch.eye(7, dtype=torch.float64)[:, keep])
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 3.0])
+def test_the_damped_solution_is_that_of_an_equation_with_rows_for_the_damping(ridge):
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(2, 4, 30)), rng.normal(size=(2, 3, 30))
+    start = rng.normal(size=(2, 3, 4))
+    products, crossed = features @ features.transpose(0, 2, 1), targets @ features.transpose(0, 2, 1)
+    found = damped_solution(*map(torch.from_numpy, (start, products, crossed)), ridge)
+    for group in range(2):
+        damping = np.sqrt(ridge * np.square(features[group]).sum() / 4)
+        left = np.concatenate([features[group].T, damping * np.eye(4)])
+        right = np.concatenate([targets[group].T, damping * start[group].T])
+        wanted = np.linalg.lstsq(left, right, rcond=None)[0].T
+        np.testing.assert_allclose(found[group], wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_features_that_are_all_zero_leave_the_start():
+    start = torch.rand(1, 2, 3, dtype=torch.float64)
+    nothing = torch.zeros(1, 3, 3, dtype=torch.float64)
+    assert torch.equal(damped_solution(start, nothing, torch.zeros(1, 2, 3, dtype=torch.float64), 1e-3), start)

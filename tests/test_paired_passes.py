@@ -10,23 +10,8 @@ import monai_basisprune as mbp
 from monai_basisprune.channel_slices import kept_channels
 from monai_basisprune.paired_passes import input_pair_moments, output_difference, output_pair_moments
 
-from .handlers.engines import SHAPE, residual_classifier
+from .handlers.engines import SHAPE, calls, images, residual_classifier
 from .networks import same_bits, snapshot, tiny_classifier
-
-
-def images(count: int = 6) -> torch.Tensor:
-    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(0))
-
-
-def calls(network: nn.Module, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what a module of a network reads and puts out, all its calls together, channels first, in float64."""
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hook = module.register_forward_hook(lambda module, args, output: found.append((args[0], output)))
-    with torch.no_grad():
-        network.eval()(x)
-    hook.remove()
-    inputs, outputs = ([one.double().movedim(1, 0).flatten(1) for one in part] for part in zip(*found, strict=True))
-    return torch.cat(inputs, dim=1), torch.cat(outputs, dim=1)
 
 
 def cut_network() -> nn.Module:

@@ -213,10 +213,11 @@ LOWER_ROOMS = {
     "folding": {"copies", "forward", "layers"},
     "recomposition": {"copies", "channel_scaling_layer", "decomposition", "folding", "layer_timing"},
     "importance": {"threads", "activation", "decomposition", "layers", "errors"},
-    "channel_compensation": {"activation", "channel_slices", "layers"},
+    "channel_compensation": {"elimination", "activation", "channel_slices", "layers"},
     "elimination": set(),
     "compensation": {
         *(
+            "elimination",
             "activation",
             "channel_compensation",
             "channel_slices",

@@ -15,7 +15,7 @@ from monai_basisprune.layers import DecomposedLayer
 from monai_basisprune.pruning import keep_bases_
 from monai_basisprune.reconstruction import feature_moment, measure_features, removal_curves
 
-from .handlers.engines import SHAPE, residual_classifier
+from .handlers.engines import SHAPE, calls, images, residual_classifier
 from .networks import same_bits, snapshot, tiny_classifier
 
 TINY_RIDGE = 1e-12
@@ -23,21 +23,6 @@ TINY_RIDGE = 1e-12
 
 def free_groups(network: nn.Module) -> list[ChannelGroup]:
     return [group for group in channel_groups(network, SHAPE) if group.kept_because is None]
-
-
-def images(count: int = 6) -> torch.Tensor:
-    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(0))
-
-
-def seen(network: nn.Module, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what a module of a network reads and puts out, channels first, in float64."""
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hook = module.register_forward_hook(lambda module, args, output: found.append((args[0], output)))
-    with torch.no_grad():
-        network.eval()(x)
-    hook.remove()
-    inputs, outputs = (t.double().movedim(1, 0).flatten(1) for t in found[0])
-    return inputs, outputs
 
 
 def test_features_are_the_scaled_bases_and_what_the_readers_of_channels_read():
@@ -56,13 +41,13 @@ def test_features_are_the_scaled_bases_and_what_the_readers_of_channels_read():
         ("inputs", name) for name in readers
     }
     for name, layer in decomposed_layers(network):
-        _, features = seen(network, layer.basis, x)
+        _, features = calls(network, layer.basis, x)
         features = features * layer.scaling.scaling_factors.detach().double().reshape(-1, 1)
         one = moments["bases", name]
         assert one.samples == features.shape[1]
         torch.testing.assert_close(one.second_moment()[0], features @ features.T / features.shape[1])
     for name in readers:
-        inputs, _ = seen(network, network.get_submodule(name), x)
+        inputs, _ = calls(network, network.get_submodule(name), x)
         one = moments["inputs", name]
         torch.testing.assert_close(one.second_moment()[0], inputs @ inputs.T / inputs.shape[1])
         torch.testing.assert_close(one.mean()[0], inputs.mean(dim=1))
@@ -72,7 +57,7 @@ def test_bases_of_a_grouped_layer_are_measured_group_by_group():
     network = mbp.decompose(tiny_classifier())
     x = images()
     one = measure_features(network, [], [x])["bases", "grouped"]
-    _, features = seen(network, network.grouped.basis, x)
+    _, features = calls(network, network.grouped.basis, x)
     halves = features.reshape(2, -1, features.shape[1])
     torch.testing.assert_close(one.second_moment(), halves @ halves.transpose(1, 2) / features.shape[1])
 
@@ -96,8 +81,8 @@ def test_bases_lose_what_least_squares_on_the_others_cannot_give_back(make):
         layer = network.get_submodule(curve.name)
         slots = layer.rank() // layer.groups
         assert curve.limit == len(curve.order) == slots - 1
-        _, features = seen(network, layer.basis, x)
-        _, outputs = seen(network, layer, x)
+        _, features = calls(network, layer.basis, x)
+        _, outputs = calls(network, layer, x)
         if layer.scaling.bias is not None:
             features, outputs = (t - t.mean(dim=1, keepdim=True) for t in (features, outputs))
         features, outputs = (t.reshape(layer.groups, -1, t.shape[1]) for t in (features, outputs))
@@ -148,7 +133,7 @@ def loss_without(network: nn.Module, group: ChannelGroup, gone: list[int], x: to
     data = {}
     for name in group.readers():
         layer = network.get_submodule(name)
-        inputs, _ = seen(network, layer, x)
+        inputs, _ = calls(network, layer, x)
         bias = layer.scaling.bias if isinstance(layer, DecomposedLayer) else layer.bias
         data[name] = inputs if bias is None else inputs - inputs.mean(dim=1, keepdim=True)
     ridge = max(one.shape[0] / group_count(network.get_submodule(name)) / one.shape[1] for name, one in data.items())

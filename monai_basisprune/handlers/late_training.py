@@ -73,7 +73,7 @@ class LateTraining:
         if self.distillation is not None:
             self.distillation.resting = gone < self.distilled_from
             if self.training_cases is not None:
-                self.training_cases.set_augmented(not self._distills)
+                self.training_cases.set_augmented(not self.distillation.active)
         if self.recombined_from is not None:
             train_recombination_(self.network, rounds > 0 and gone >= self.recombined_from)
 
@@ -83,7 +83,7 @@ class LateTraining:
         Raises:
             ConfigurationError: if the batch does not say so.
         """
-        if self.distillation is None or not self._distills:
+        if self.distillation is None or not self.distillation.active:
             return
         batch = engine.state.batch
         if not isinstance(batch, Mapping) or POSITION not in batch:
@@ -93,11 +93,6 @@ class LateTraining:
                 f"monai_basisprune.loading.SeededCacheDataset for the training cases, or leave distillation out."
             )
         self.distillation.cases = batch[POSITION]
-
-    @property
-    def _distills(self) -> bool:
-        loss = self.distillation
-        return loss is not None and loss.wanted is not None and not loss.resting
 
     def describe(self) -> dict[str, Any]:
         """Return what is learned from which share on, as JSON types."""

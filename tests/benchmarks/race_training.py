@@ -85,7 +85,7 @@ class Trainer:
         rates = [group["lr"] for group in optimizer.param_groups]
         steps = epochs * (len(self.inputs) // self.settings.batch_size)
         # what it learns from was noted for the images as they are
-        distills = isinstance(loss, mbp.DistillationLoss) and not loss.resting
+        distills = isinstance(loss, mbp.DistillationLoss) and loss.active
         network.train()
         step = 0
         for _ in range(epochs):

@@ -98,6 +98,21 @@ def residual_classifier(seed: int = 0) -> nn.Module:
         return Residual()
 
 
+def images(count: int = 6) -> torch.Tensor:
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def calls(network: nn.Module, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a module of a network reads and puts out, all its calls together, channels first, in float64."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = module.register_forward_hook(lambda module, args, output: found.append((args[0], output)))
+    with torch.no_grad():
+        network.eval()(x)
+    hook.remove()
+    inputs, outputs = ([one.double().movedim(1, 0).flatten(1) for one in part] for part in zip(*found, strict=True))
+    return torch.cat(inputs, dim=1), torch.cat(outputs, dim=1)
+
+
 class Session:
     """What a bundle builds to prune bases and channels while a trainer runs."""
 
