@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -97,20 +98,49 @@ def _pairs(
     watch: Callable[[list[torch.Tensor]], RemovableHandle],
     watch_reference: Callable[[list[torch.Tensor]], RemovableHandle],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Pass batches through both networks, and yield what was seen in both, call by call."""
-    seen: list[torch.Tensor] = []
-    wanted: list[torch.Tensor] = []
-    handles = [watch(seen), watch_reference(wanted)]
-    try:
-        for batch in batches:
-            seen.clear()
-            wanted.clear()
-            forward_pass(network, batch)
-            forward_pass(reference, batch)
-            yield from zip(seen, wanted, strict=True)
-    finally:
-        for handle in handles:
+    """Pass batches through both networks, and yield what was seen in both, call by call.
+
+    The first batch tells how often each layer is called in a pass; the passes of the others end with the last call.
+    """
+    seen, wanted = _Calls(watch), _Calls(watch_reference)
+    for batch in batches:
+        seen.observe(network, batch)
+        wanted.observe(reference, batch)
+        yield from zip(seen, wanted, strict=True)
+
+
+class _Calls(list[torch.Tensor]):
+    """What was seen of one layer in the last pass, one tensor for each call.
+
+    Args:
+        watch: puts a hook on the layer that appends what it sees.
+    """
+
+    def __init__(self, watch: Callable[[list[torch.Tensor]], RemovableHandle]) -> None:
+        super().__init__()
+        self.watch = watch
+        self.limit: int | None = None
+
+    def observe(self, network: nn.Module, batch: torch.Tensor) -> None:
+        """Pass a batch through the layer's network, as far as the layer is called."""
+        self.clear()
+        handle = self.watch(self)
+        try:
+            with contextlib.suppress(_AllSeen):
+                forward_pass(network, batch)
+        finally:
             handle.remove()
+        self.limit = len(self)
+
+    def append(self, tensor: torch.Tensor) -> None:
+        """Add a call, and end the pass if no other is to come."""
+        super().append(tensor)
+        if len(self) == self.limit:
+            raise _AllSeen
+
+
+class _AllSeen(Exception):  # noqa: N818
+    """Ends a pass of which all that is wanted was seen."""
 
 
 def _host(tensor: torch.Tensor) -> torch.device:

@@ -130,6 +130,22 @@ def test_a_layer_that_is_used_less_often_has_no_pairs():
     assert not any(module._forward_hooks for module in (*network.modules(), *reference.modules()))
 
 
+def test_passes_after_the_first_end_with_the_last_call_of_the_layer():
+    network, reference, x = cut_network(), residual_classifier(), images()
+    reached = []
+    handles = [one.head.register_forward_hook(lambda *_: reached.append(True)) for one in (network, reference)]
+    whole = output_pair_moments(network, reference, network.inner, reference.inner, [x])
+    assert len(reached) == 2
+    parts = output_pair_moments(network, reference, network.inner, reference.inner, [x[:2], x[2:3], x[3:]])
+    assert len(reached) == 4
+    assert parts.samples == whole.samples
+    torch.testing.assert_close(parts.second_moment(), whole.second_moment())
+    assert network.training
+    assert reference.training
+    for handle in handles:
+        handle.remove()
+
+
 def test_images_that_do_not_fit_are_an_error_and_leave_no_hook():
     network, reference = mbp.decompose(tiny_classifier()), tiny_classifier()
     with pytest.raises(ValueError, match="cannot process an input of shape"):
