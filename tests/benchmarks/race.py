@@ -1,7 +1,7 @@
 """The race: our methods against Torch-Pruning, truncated SVD and small networks, on the same images and epochs.
 
 python tests/benchmarks/race.py run --data ../shared/data --output OUTPUT [--sets ...] [--contestants ...] [--seeds ...]
-python tests/benchmarks/race.py summarize --data ../shared/data --output OUTPUT > docs/results/race.json
+python tests/benchmarks/race.py summarize --data ../shared/data --output OUTPUT [--earlier ...] > docs/results/race.json
 
 Each run (data set, network, contestant, seed, fold) is one file in the output folder; one that is there is not run
 again, so the race can be stopped and started at any time, and more contestants added. Everything runs on one thread;
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet18", choices=["resnet18", "densenet121"])
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--earlier", type=Path, help="a summary whose contestants stay where fewer seeds are in OUTPUT")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.verb == "summarize":
@@ -175,7 +176,9 @@ def main() -> None:
             "command": "python " + " ".join(["tests/benchmarks/race.py", *sys.argv[1:]]),
             "torch": torch.__version__,
         }
-        print(json.dumps({**found, **summarize(arguments.data, arguments.output)}, indent=1))
+        references = [name for name, contestant in CONTESTANTS.items() if contestant.start == "bases"]
+        earlier = json.loads(arguments.earlier.read_text())["rows"] if arguments.earlier else ()
+        print(json.dumps({**found, **summarize(arguments.data, arguments.output, references, earlier)}, indent=1))
         return
     arguments.output.mkdir(parents=True, exist_ok=True)
     bound_kernel_cache(load_network(arguments.network, arguments.data, 0))  # as a bundle's run does

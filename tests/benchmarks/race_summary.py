@@ -13,20 +13,33 @@ from race_data import Images, load
 MARGIN = 0.01
 RESAMPLES = 2000
 
+_COSTS = ("parameters", "macs", "latency_ms")
 
-def summarize(data: Path, output: Path) -> dict[str, Any]:
+
+def summarize(
+    data: Path, output: Path, references: Sequence[str], earlier: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Pool the folds of each contestant, and compare each cut with the transferred, unpruned network.
 
     A seed counts once it has all its folds; scores are compared within a seed, never between two. AUC and change are
     the mean of the seeds'; their intervals are percentiles of a bootstrap of patients, who are drawn for all seeds
     together, so more seeds do not make patients more.
+
+    Args:
+        data: the folder of shared data.
+        output: the folder of the runs.
+        references: contestants that begin with the network that all are compared with.
+        earlier: rows of an earlier summary; those of a contestant stay where the output has fewer seeds of it.
     """
     runs = [json.loads(file.read_text()) for file in sorted(output.glob("*.json"))]
     rows = []
     for name, network in sorted({(run["data"], run["network"]) for run in runs}):
         images = load(name, data)
         here = [run for run in runs if (run["data"], run["network"]) == (name, network)]
-        reference = _pooled([run for run in here if run["contestant"] == "default"], images)
+        reference: dict[int, dict[str, Any]] = {}
+        for contestant in references:
+            pooled = _pooled([run for run in here if run["contestant"] == contestant], images)
+            reference |= {seed: step for (seed, ratio), step in pooled.items() if ratio == 0.0}
         for contestant in sorted({run["contestant"] for run in here}):
             pooled = _pooled([run for run in here if run["contestant"] == contestant], images)
             for ratio in sorted({ratio for _, ratio in pooled}):
@@ -34,9 +47,26 @@ def summarize(data: Path, output: Path) -> dict[str, Any]:
                 steps = [pooled[seed, ratio] for seed in seeds]
                 rows.append(
                     {"data": name, "network": network, "contestant": contestant, "ratio": ratio, "seeds": seeds}
-                    | _row(steps, [reference.get((seed, 0.0)) for seed in seeds])
+                    | _row(steps, [reference.get(seed) for seed in seeds])
                 )
-    return {"margin": MARGIN, "settings": runs[0]["settings"] if runs else None, "rows": rows}
+    return {"margin": MARGIN, "settings": runs[0]["settings"] if runs else None, "rows": _merged(earlier, rows)}
+
+
+def _merged(earlier: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of two summaries, for each contestant those of the one with more seeds, else the later ones."""
+    seeds: list[dict[tuple[str, ...], int]] = []
+    for summary in (earlier, rows):
+        seeds.append({})
+        for row in summary:
+            seeds[-1][_contestant(row)] = max(len(row["seeds"]), seeds[-1].get(_contestant(row), 0))
+    before, now = seeds
+    kept = [row for row in earlier if before[_contestant(row)] > now.get(_contestant(row), 0)]
+    new = [row for row in rows if now[_contestant(row)] >= before.get(_contestant(row), 0)]
+    return sorted([*kept, *new], key=lambda row: (*_contestant(row), row["ratio"]))
+
+
+def _contestant(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["data"], row["network"], row["contestant"]
 
 
 def _pooled(runs: list[dict[str, Any]], images: Images) -> dict[tuple[int, float], dict[str, Any]]:
@@ -51,14 +81,14 @@ def _pooled(runs: list[dict[str, Any]], images: Images) -> dict[tuple[int, float
                     "scores": np.concatenate([step["scores"] for step in steps]),
                     "labels": images.labels.numpy()[tests],
                     "patients": images.patients[tests],
-                    **{key: np.median([s[key] for s in steps]) for key in ("parameters", "macs", "latency_ms")},
+                    **{key: np.median([s[key] for s in steps if key in s]) for key in _COSTS},
                     "seconds": float(np.mean([step["seconds"] for step in steps])),
                 }
     return result
 
 
 def _row(steps: list[dict[str, Any]], references: list[dict[str, Any] | None]) -> dict[str, Any]:
-    costs = {key: float(np.median([step[key] for step in steps])) for key in ("parameters", "macs", "latency_ms")}
+    costs = {key: float(np.median([step[key] for step in steps])) for key in _COSTS}
     seconds = round(float(np.mean([step["seconds"] for step in steps])), 1)
     return {**auc_row(steps, references), **costs, "seconds": seconds}
 
