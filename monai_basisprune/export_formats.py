@@ -206,8 +206,9 @@ def _reason(error: BaseException) -> str:
     if "Constraints violated (batch)" in str(error):
         return "its code fixes the size of the batch, the file could not be used with any other"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    # no folders of this machine: quoted ones may hold spaces
+    # no folders of this machine, with spaces in them or without: in quotes, from the root on, and any other
     line = re.sub(r"""(["'])[^"']*[/\\]([^"'/\\]+)\1""", r"\1\2\1", line)
+    line = re.sub(r"""(?<![^\s(])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:"'](?:[^/\\:"']*[^\s/\\:"'])?[/\\])+""", "", line)
     return re.sub(r"""(?:[A-Za-z]:)?[/\\](?:[^\s/\\:"']+[/\\])+""", "", line).rstrip(".:")
 
 
