@@ -128,15 +128,15 @@ class DecomposedLayer(nn.Module):
             split: whether to return two layers in an ``nn.Sequential``, or one; by default whatever holds fewer
                 weights.
         """
-        # the scaling factors are multiplied in float64, so that each weight is rounded only once
-        weight = self.scaling.weight.detach().to("cpu", torch.float64)
-        factors = self.scaling.scaling_factors.detach().to("cpu", torch.float64).reshape(self.groups, 1, -1)
-        scaling = (weight.reshape(self.groups, -1, factors.shape[2]) * factors).reshape(weight.shape)
         if not (self.splits() if split is None else split):
+            # multiplied in float64, so that each weight is rounded only once
+            weight = self.scaling.weight.detach().to("cpu", torch.float64)
+            factors = self.scaling.scaling_factors.detach().to("cpu", torch.float64).reshape(self.groups, 1, -1)
+            scaling = (weight.reshape(self.groups, -1, factors.shape[2]) * factors).reshape(weight.shape)
             return self.whole(reconstruct(self.basis.weight, scaling, self.groups))
         first_weight = self._new_weight(self.basis.weight.detach().clone())
         first = layer_like(self.basis, first_weight, None, self.training)
-        last_weight = self._new_weight(scaling.to(self.basis.weight))
+        last_weight = self._new_weight(self.scaling.folded_weight().detach())
         pattern = pointwise(type(self.basis), self.groups)  # type: ignore[arg-type]
         last = layer_like(pattern, last_weight, _copied(self.scaling.bias), self.training)
         plain = nn.Sequential(first, last)
@@ -171,6 +171,8 @@ class DecomposedLayer(nn.Module):
             return kept.contiguous(memory_format=memory_format(tensor))
 
         def slice_columns(tensor: torch.Tensor) -> torch.Tensor:
+            if self.groups == 1:
+                return tensor.index_select(1, index.to(tensor.device))
             parts = zip(tensor.chunk(self.groups), columns.to(tensor.device), strict=True)
             return torch.cat([part.index_select(1, column) for part, column in parts])
 

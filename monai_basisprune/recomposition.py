@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from .channel_scaling_layer import fold_channel_scaling
@@ -18,6 +19,7 @@ CHEAPER_BY = ("parameters", "latency")
 """What the cheaper form of a layer is told by."""
 
 
+@torch.no_grad()
 def recompose(
     network: nn.Module,
     cheaper_by: str = "parameters",
