@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--earlier", type=Path, help="a summary whose contestants stay where fewer seeds are in OUTPUT")
+    parser.add_argument("--note", help="what to know of the rows of OUTPUT, such as another machine")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.verb == "summarize":
@@ -178,7 +179,8 @@ def main() -> None:
         }
         references = [name for name, contestant in CONTESTANTS.items() if contestant.start == "bases"]
         earlier = json.loads(arguments.earlier.read_text())["rows"] if arguments.earlier else ()
-        print(json.dumps({**found, **summarize(arguments.data, arguments.output, references, earlier)}, indent=1))
+        summary = summarize(arguments.data, arguments.output, references, earlier, arguments.note)
+        print(json.dumps({**found, **summary}, indent=1))
         return
     arguments.output.mkdir(parents=True, exist_ok=True)
     bound_kernel_cache(load_network(arguments.network, arguments.data, 0))  # as a bundle's run does

@@ -17,7 +17,11 @@ _COSTS = ("parameters", "macs", "latency_ms")
 
 
 def summarize(
-    data: Path, output: Path, references: Sequence[str], earlier: Sequence[dict[str, Any]] = ()
+    data: Path,
+    output: Path,
+    references: Sequence[str],
+    earlier: Sequence[dict[str, Any]] = (),
+    note: str | None = None,
 ) -> dict[str, Any]:
     """Pool the folds of each contestant, and compare each cut with the transferred, unpruned network.
 
@@ -30,6 +34,7 @@ def summarize(
         output: the folder of the runs.
         references: contestants that begin with the network that all are compared with.
         earlier: rows of an earlier summary; those of a contestant stay where the output has fewer seeds of it.
+        note: goes into the rows of this output.
     """
     runs = [json.loads(file.read_text()) for file in sorted(output.glob("*.json"))]
     rows = []
@@ -48,6 +53,7 @@ def summarize(
                 rows.append(
                     {"data": name, "network": network, "contestant": contestant, "ratio": ratio, "seeds": seeds}
                     | _row(steps, [reference.get(seed) for seed in seeds])
+                    | ({} if note is None else {"note": note})
                 )
     return {"margin": MARGIN, "settings": runs[0]["settings"] if runs else None, "rows": _merged(earlier, rows)}
 
