@@ -1,11 +1,9 @@
 """Times the whole way to 99 % of the parameters: ours and Torch-Pruning with all weights fine-tuned, in turn.
 
 python tests/benchmarks/race_time.py --data ../shared/data > docs/results/race_time.json
-python tests/benchmarks/race_time.py --data DATA --network densenet121 > docs/results/race_time_densenet121.json
 
-The second reads the network that ``pretrain_densenet.py`` has written to DATA, beside the shared data. From the
-pretrained network through the transfer and six cuts, with the epochs of the race, on one thread; nothing is evaluated.
-Leave the machine alone meanwhile.
+From the pretrained network through the transfer and six cuts, with the epochs of the race, on one thread; nothing is
+evaluated. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -24,17 +22,15 @@ from race_data import Images, load
 from race_networks import load_network
 from race_training import Settings, Trainer
 
-from monai_basisprune.kernel_caches import bound_kernel_cache
-
 NAMES = ("default", "torch-pruning taylor, fine-tuned", "default, plain loss")
 SETTINGS = Settings(ratios=(0.5, 0.75, 0.9, 0.95, 0.98, 0.99))
 REPEATS = 2
 
 
-def timed(name: str, images: Images, kind: str, data: Path, seed: int) -> dict[str, Any]:
+def timed(name: str, images: Images, data: Path, seed: int) -> dict[str, Any]:
     """Run one contestant on the first fold, and return how long it took."""
     contestant = CONTESTANTS[name]
-    network = load_network(kind, data, seed)
+    network = load_network("resnet18", data, seed)
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         wall, processor = time.perf_counter(), time.process_time()
@@ -48,17 +44,14 @@ def timed(name: str, images: Images, kind: str, data: Path, seed: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of shared data")
-    parser.add_argument("--network", default="resnet18", choices=["resnet18", "densenet121"])
-    parser.add_argument("--sets", nargs="+", default=["radiographs", "pneumoniamnist"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    bound_kernel_cache(load_network(arguments.network, arguments.data, 0))  # as a bundle's run does
     rows = []
-    for data in arguments.sets:
+    for data in ("radiographs", "pneumoniamnist"):
         images = load(data, arguments.data)
         for seed in range(REPEATS):
             for name in NAMES:
-                rows.append({"data": data, **timed(name, images, arguments.network, arguments.data, seed)})
+                rows.append({"data": data, **timed(name, images, arguments.data, seed)})
                 print(rows[-1], file=sys.stderr, flush=True)
     command = "python " + " ".join(["tests/benchmarks/race_time.py", *sys.argv[1:]])
     print(json.dumps({"command": command, "torch": torch.__version__, "rows": rows}, indent=1))
