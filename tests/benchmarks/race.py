@@ -11,7 +11,6 @@ seconds are those of the processor, so a busy machine changes them little, but l
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import sys
@@ -30,6 +29,7 @@ from race_training import Loss, Settings, Step, Trainer, cross_entropy
 from torch import nn
 
 import monai_basisprune as mbp
+from monai_basisprune.forward import evaluation_mode
 from monai_basisprune.kernel_caches import bound_kernel_cache
 
 
@@ -127,7 +127,7 @@ def run(
 
 def measured(network: nn.Module, trainer: Trainer) -> dict[str, object]:
     """Return what a network costs as it would be deployed, and its scores."""
-    with kept_modes(network):
+    with evaluation_mode(network):
         scores = trainer.scores(network)
         cost = mbp.measure_complexity(deployed(network), trainer.input_shape)
     return {
@@ -139,7 +139,7 @@ def measured(network: nn.Module, trainer: Trainer) -> dict[str, object]:
 
 def latency(network: nn.Module, trainer: Trainer) -> dict[str, object]:
     """Return the time of one image as the network would be deployed; folds differ by less than the noise."""
-    with kept_modes(network):
+    with evaluation_mode(network):
         found = mbp.measure_latency(deployed(network), trainer.input_shape, repeats=10, warm_up=2)
     return {"latency_ms": round(found.median_ms, 3)}
 
@@ -148,15 +148,6 @@ def deployed(network: nn.Module) -> nn.Module:
     """Return a network of ordinary layers in evaluation mode."""
     decomposed = any(isinstance(module, (mbp.DecomposedConv, mbp.DecomposedLinear)) for module in network.modules())
     return (mbp.recompose(network) if decomposed else network).eval()
-
-
-@contextlib.contextmanager
-def kept_modes(network: nn.Module) -> Iterator[None]:
-    """Put all modules back into the modes that they were in."""
-    modes = {module: module.training for module in network.modules()}
-    yield
-    for module, mode in modes.items():
-        module.training = mode
 
 
 def main() -> None:
